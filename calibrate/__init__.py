@@ -1,0 +1,1 @@
+"""What a device can do: model shapes, microbenchmarks, importers, the profile on disk, and `StepLatency`."""

@@ -1,0 +1,1 @@
+"""One serving engine: scheduler, block pool, and the SimPy process around them."""

@@ -1,0 +1,1 @@
+"""Tables, metrics and the report of a run, simulated or measured."""

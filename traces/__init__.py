@@ -1,0 +1,1 @@
+"""What arrives: the canonical request table, one reader a public format, the synthetic generators."""
