@@ -1,0 +1,64 @@
+"""What a replay measured: the simulator's own tables, how late the client was, and why requests failed."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from sim.results.tables import REQUESTS, STEPS
+
+
+@dataclass(frozen=True)
+class Lateness:
+    """Seconds between the moment a request was due and the moment it was sent or handed to the engine."""
+
+    requests: int
+    mean: float
+    p99: float
+    max: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Lateness:
+        if not seconds:
+            return cls(0, 0.0, 0.0, 0.0)
+        ordered = sorted(seconds)
+        p99 = ordered[math.ceil(0.99 * len(ordered)) - 1]
+        return cls(len(ordered), sum(ordered) / len(ordered), p99, ordered[-1])
+
+
+@dataclass
+class Recording:
+    """One replay. `requests` has the columns of `REQUESTS`, `steps` those of `STEPS` (no rows where unseen)."""
+
+    requests: pl.DataFrame
+    steps: pl.DataFrame
+    lateness: Lateness
+    failures: Counter[str] = field(default_factory=Counter)  # reason in words → requests
+    engine: dict[str, Any] = field(default_factory=dict)  # device, threads, versions, or the server's address
+
+
+def request_table(rows: Iterable[dict[str, Any]]) -> pl.DataFrame:
+    """The canonical request table of rows that hold its times and counts; the latencies are derived here.
+
+    A latency is null where one of its two times is, and TPOT is null for a single token.
+    """
+    derived = ("ttft", "tpot", "e2e", "queue")
+    given = {name: kind for name, kind in REQUESTS.items() if name not in derived}
+    table = pl.DataFrame(list(rows), schema=given, orient="row")
+    intervals = pl.col("output_tokens") - 1
+    return table.with_columns(
+        ttft=pl.col("first_token") - pl.col("arrival"),
+        tpot=pl.when(intervals > 0).then((pl.col("finish") - pl.col("first_token")) / intervals),
+        e2e=pl.col("finish") - pl.col("arrival"),
+        queue=pl.col("first_scheduled") - pl.col("arrival"),
+    ).select(list(REQUESTS))
+
+
+def step_table(rows: Sequence[tuple[float | int, ...]] = ()) -> pl.DataFrame:
+    """The canonical step table of rows in its column order; none for a server whose steps are not seen."""
+    return pl.DataFrame(rows, schema=STEPS, orient="row")
