@@ -1,0 +1,67 @@
+"""One request inside an engine: what was asked, and how far it is."""
+
+from collections.abc import Sequence
+
+from sim.engine.block_pool import Holding
+
+
+class Request:
+    """A request and its state; the scheduler changes it, nobody else does.
+
+    While it decodes, every step computes one token of every request, so progress is not counted in the request but
+    derived from the engine's step number: `computed = offset + step`. Times are seconds, None = not yet.
+    """
+
+    __slots__ = (
+        "admission",
+        "arrival",
+        "cached_tokens",
+        "computed",
+        "finish",
+        "finish_step",
+        "first_scheduled",
+        "first_token",
+        "generated",
+        "holding",
+        "offset",
+        "output_tokens",
+        "preemptions",
+        "prefix_block_tokens",
+        "prefix_ids",
+        "priority",
+        "prompt_tokens",
+        "request_id",
+        "target",
+    )
+
+    def __init__(
+        self,
+        request_id: int,
+        arrival: float,
+        prompt_tokens: int,
+        output_tokens: int,
+        prefix_ids: Sequence[int] = (),
+        prefix_block_tokens: int = 16,
+        priority: int = 0,
+    ) -> None:
+        self.request_id = request_id
+        self.arrival = arrival
+        self.prompt_tokens = prompt_tokens
+        self.output_tokens = output_tokens
+        self.prefix_ids = prefix_ids
+        self.prefix_block_tokens = prefix_block_tokens
+        self.priority = priority  # larger = more urgent
+
+        self.holding = Holding()
+        self.admission = 0  # place in the order of admission
+        self.target = prompt_tokens  # tokens to compute before the next one is generated
+        self.computed = 0  # of those, while it prefills
+        self.generated = 0  # output tokens when it last began to decode or was preempted
+        self.offset = 0  # while it decodes
+        self.finish_step = 0  # the step that emits its last token, while it decodes
+
+        self.first_scheduled: float | None = None
+        self.first_token: float | None = None
+        self.finish: float | None = None
+        self.cached_tokens = 0
+        self.preemptions = 0

@@ -1,0 +1,370 @@
+"""The scheduler of one engine: what runs in the next step. It has no clock; whoever drives it tells the time.
+
+The rules are vLLM V1's (`vllm/v1/core/sched/scheduler.py`): one token budget a step, running requests first in order of
+admission, then waiting ones; prompts may be computed in chunks; when blocks run out somebody is preempted, his blocks
+are freed and his tokens recomputed later; nobody is admitted in a step that preempted.
+
+The work of a step does not grow with the batch. All decoding requests advance together, so they are counted, not
+visited: a request that decodes has computed `offset + step` tokens; the blocks that a step needs follow from how many
+requests stand at a block's edge (`_at_edge`); and who finishes next is the top of a heap. Only where the budget or the
+blocks do not suffice for all are the running requests visited in order.
+"""
+
+from collections.abc import Sequence
+from heapq import heappop, heappush
+from typing import NamedTuple
+
+from ground.errors import UserError
+from sim.engine.block_pool import BlockPool, Holding
+from sim.engine.config import EngineConfig
+from sim.engine.request import Request
+from sim.engine.scheduling_policy import SCHEDULING_POLICIES
+
+
+class Chunk(NamedTuple):
+    """Prompt tokens [start, start + tokens) of a request; after a preemption the prompt goes on over its output."""
+
+    request: Request
+    start: int
+    tokens: int
+    last: bool  # completes the prompt, so that a token is generated
+
+
+class Plan:
+    """One step: prefill chunks, and one token of each of `decodes` sequences."""
+
+    __slots__ = ("budget", "chunks", "decodes", "kv_tokens", "preempted", "starved")
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget  # tokens still unused
+        self.chunks: list[Chunk] = []
+        self.decodes = 0
+        self.kv_tokens = 0  # cached tokens that the decoding sequences read, summed
+        self.preempted = 0
+        self.starved: list[Request] = []  # decoding, but left out of this step for want of budget
+
+
+class Scheduler:
+    """Decides for one engine. Call `add`, then in turn `schedule` and `finish`."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.pool = BlockPool(config.kv_blocks, config.block_size)
+        make_queue, self._choose_victim = SCHEDULING_POLICIES[config.scheduling_policy]
+        self._waiting = make_queue()
+        self._running: dict[Request, None] = {}  # in order of admission
+        self._prefilling: dict[Request, None] = {}  # those of them whose prompt is not computed yet
+        self._admissions = 0
+        self._chunk_limit = config.long_prefill_token_threshold or config.max_num_batched_tokens
+
+        self._step = 0
+        self._decodes = 0
+        self._kv_tokens = 0  # computed tokens of all decoding requests, summed
+        self._at_edge = [0] * config.block_size  # [s % block_size]: how many need a new block at step s
+        self._unsettled: list[int] = []  # blocks of decoding requests, not yet said whose
+        self._finishing: list[tuple[int, int, Request]] = []  # heap of (finish_step, admission, request)
+        self._latest_decoder = 0  # no decoding request was admitted after this one
+
+    @property
+    def running_count(self) -> int:
+        return len(self._running)
+
+    @property
+    def waiting_count(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def blocks_held(self) -> int:
+        return self.pool.total - self.pool.free
+
+    def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
+        """Whether such a request can run when it is alone. Its last token is never computed."""
+        tokens = prompt_tokens + output_tokens - 1
+        if not self.config.enable_chunked_prefill and tokens > self.config.max_num_batched_tokens:
+            return False
+        return tokens <= self.config.kv_blocks * self.config.block_size
+
+    def add(self, request: Request) -> bool:
+        """Queue an arrival; True if the next step may differ because of it.
+
+        Raises:
+            ValueError: it cannot run even when alone (see `fits`), and would wait for ever.
+        """
+        if not self.fits(request.prompt_tokens, request.output_tokens):
+            raise ValueError(f"request {request.request_id} can never run")
+        if self.config.enable_prefix_caching and len(request.prefix_ids):
+            request.holding = Holding(*self._block_keys(request.prefix_ids, request.prefix_block_tokens))
+        self._waiting.push(request)
+        # Behind a blocked head, or where all seats are taken, it changes nothing until somebody finishes.
+        return self._waiting.head() is request and len(self._running) < self.config.max_num_seqs
+
+    def schedule(self, now: float) -> Plan | None:
+        """The next step, begun at `now`; None if there is nothing to do."""
+        if not self._running and not self._waiting:
+            return None
+        plan = self._grant_all() or self._grant_in_order()
+        if not plan.preempted and self._waiting:
+            self._admit(plan, now)
+        return plan
+
+    def horizon(self, plan: Plan) -> int:
+        """How many steps from `plan` on are the same batch, each with one more token a sequence.
+
+        Until then nobody finishes and the blocks suffice; arrivals are the caller's to watch (see `add`). A waiting
+        head that could not be admitted now cannot be before somebody finishes: seats, budget and free blocks do
+        not grow meanwhile.
+        """
+        if plan.chunks or plan.starved or plan.preempted:
+            return 1
+        self._drop_stale()
+        steps = self._finishing[0][0] - self._step + 1
+        free = self.pool.free
+        size = self.config.block_size
+        # Every sequence crosses one block edge in each `block_size` steps.
+        whole = (steps - 1) // size
+        if self._decodes * (whole + 1) <= free:
+            return steps
+        whole = min(whole, free // self._decodes)
+        free -= whole * self._decodes
+        reach = whole * size + 1
+        while reach < steps:
+            free -= self._at_edge[(self._step + reach) % size]
+            if free < 0:
+                break
+            reach += 1
+        return reach
+
+    def finish(self, plan: Plan, now: float, steps: int = 1) -> list[Request]:
+        """The plan has run, `steps` times over (at most its `horizon`); it ended at `now`. Returns who finished."""
+        if steps > 1:
+            self._take_edges(steps)
+        self._step += steps
+        self._kv_tokens += plan.decodes * steps
+        for request in plan.starved:
+            self._delay(request)
+        finished = []
+        finishing = self._finishing
+        while finishing and finishing[0][0] < self._step:
+            finish_step, _, request = heappop(finishing)
+            if request.finish_step == finish_step:
+                self._stop_decoding(request, self._step)
+                request.generated = request.output_tokens
+                finished.append(request)
+        for chunk in plan.chunks:
+            request = chunk.request
+            request.computed = chunk.start + chunk.tokens
+            if chunk.last:
+                del self._prefilling[request]
+                if not request.generated:
+                    request.first_token = now
+                request.generated += 1
+                if request.generated == request.output_tokens:
+                    finished.append(request)
+                else:
+                    self._start_decoding(request)
+        for request in finished:
+            request.finish = now
+            self.pool.release(request.holding)
+            del self._running[request]
+        return finished
+
+    def decoding(self, plan: Plan) -> list[Request]:
+        """The requests of which `plan` computes one token."""
+        out = [request for request in self._running if request not in self._prefilling]
+        if plan.starved:
+            out = [request for request in out if request not in plan.starved]
+        return out
+
+    def context(self, request: Request) -> int:
+        """Tokens of a decoding request in the KV cache before the step that is scheduled."""
+        return request.offset + self._step
+
+    def block_table(self, request: Request) -> list[int]:
+        """Physical ids of a running request's blocks, in token order, for the step that is scheduled."""
+        if request not in self._prefilling:
+            self._settle(request, self.context(request) + 1)
+        return request.holding.block_table()
+
+    # Running requests.
+
+    def _grant_all(self) -> Plan | None:
+        """Every running request gets what it asks; None, with nothing changed, if budget or blocks are too few."""
+        plan = Plan(self.config.max_num_batched_tokens - self._decodes)
+        blocks = self._at_edge[self._step % self.config.block_size]
+        if not self._prefilling:
+            if blocks > self.pool.free:
+                return None
+        else:
+            missing = blocks
+            for request in self._prefilling:
+                wanted = min(request.target - request.computed, self._chunk_limit)
+                tokens = min(wanted, plan.budget)
+                if tokens < wanted and request.admission < self._latest_decoder:
+                    return None  # those who were admitted later must not be served first
+                if tokens:
+                    plan.budget -= tokens
+                    plan.chunks.append(self._chunk(request, request.computed, tokens))
+                    missing += self.pool.blocks_missing(request.holding, request.computed + tokens)
+            if missing > self.pool.free:
+                return None
+            for chunk in plan.chunks:
+                self.pool.hold(chunk.request.holding, chunk.start + chunk.tokens)
+                self.pool.cache_full_blocks(chunk.request.holding, chunk.start + chunk.tokens)
+        if blocks:
+            self._unsettled += self.pool.take(blocks)
+        plan.decodes = self._decodes
+        plan.kv_tokens = self._kv_tokens
+        return plan
+
+    def _grant_in_order(self) -> Plan:
+        """Serve the running requests in order of admission, preempting while blocks are missing."""
+        plan = Plan(self.config.max_num_batched_tokens)
+        granted: dict[Request, int] = {}
+        blocked = False
+        for request in list(self._running):
+            if request not in self._running:
+                continue  # preempted meanwhile
+            decoding = request not in self._prefilling
+            computed = self.context(request) if decoding else request.computed
+            wanted = 1 if decoding else min(request.target - computed, self._chunk_limit)
+            tokens = 0 if blocked else min(wanted, plan.budget)
+            if not tokens:
+                if decoding:
+                    plan.starved.append(request)
+                continue
+            if decoding:
+                missing = int(computed % self.config.block_size == 0)
+            else:
+                missing = self.pool.blocks_missing(request.holding, computed + tokens)
+            while missing > self.pool.free and request in self._running:
+                victim = self._choose_victim(self._running)
+                plan.budget += granted.get(victim, 0)
+                self._preempt(victim, granted.pop(victim, 0))
+                plan.preempted += 1
+            if request not in self._running:
+                blocked = True  # it gave up its own blocks; vLLM ends the round here
+                continue
+            if decoding:
+                self._unsettled += self.pool.take(missing)
+            else:
+                self.pool.hold(request.holding, computed + tokens)
+            plan.budget -= tokens
+            granted[request] = tokens
+        for request, tokens in granted.items():
+            if request in self._prefilling:
+                # Only now is it certain that the chunk runs and its blocks will hold what their keys say.
+                self.pool.cache_full_blocks(request.holding, request.computed + tokens)
+                plan.chunks.append(self._chunk(request, request.computed, tokens))
+        # A victim may have been left out before it was chosen.
+        plan.starved = [request for request in plan.starved if request in self._running]
+        plan.decodes = self._decodes - len(plan.starved)
+        plan.kv_tokens = self._kv_tokens - sum(self.context(request) for request in plan.starved)
+        return plan
+
+    def _preempt(self, request: Request, granted: int) -> None:
+        """Free the blocks of a request; all its tokens so far become its prompt. `granted`: tokens of this step."""
+        computed = request.computed
+        if request in self._prefilling:
+            del self._prefilling[request]
+        else:
+            computed = self.context(request)
+            request.generated = request.output_tokens - (request.finish_step - self._step + 1)
+            self._stop_decoding(request, self._step, granted)
+        resumable = computed if self.config.enable_prefix_caching else 0
+        self.pool.release(request.holding, resumable_tokens=resumable)
+        del self._running[request]
+        request.target = request.prompt_tokens + request.generated
+        request.computed = 0
+        request.preemptions += 1
+        self._waiting.put_back(request)
+
+    # Waiting requests.
+
+    def _admit(self, plan: Plan, now: float) -> None:
+        config = self.config
+        while self._waiting and plan.budget and len(self._running) < config.max_num_seqs:
+            request = self._waiting.head()
+            hit = self.pool.find(request.holding, request.target)
+            wanted = min(request.target - hit.tokens, self._chunk_limit)
+            if wanted > plan.budget and not config.enable_chunked_prefill:
+                break
+            tokens = min(wanted, plan.budget)
+            if not self.pool.admit(request.holding, hit, hit.tokens + tokens):
+                break
+            self._waiting.pop()
+            self._admissions += 1
+            request.admission = self._admissions
+            self._running[request] = None
+            self._prefilling[request] = None
+            if request.first_scheduled is None:
+                request.first_scheduled = now
+                request.cached_tokens = hit.tokens
+            plan.budget -= tokens
+            plan.chunks.append(self._chunk(request, hit.tokens, tokens))
+
+    def _chunk(self, request: Request, start: int, tokens: int) -> Chunk:
+        return Chunk(request, start, tokens, start + tokens == request.target)
+
+    def _block_keys(self, ids: Sequence[int], id_tokens: int) -> tuple[Sequence[int], int]:
+        """One key for each run of whole blocks, and the blocks in it, from chain ids of `id_tokens` tokens."""
+        size = self.config.block_size
+        if id_tokens % size == 0:
+            return ids, id_tokens // size
+        if size % id_tokens == 0:
+            step = size // id_tokens
+            return ids[step - 1 :: step], 1
+        raise UserError(
+            f"prefix ids stand for {id_tokens} tokens and block_size is {size}: expected one to divide the other"
+        )
+
+    # Decoding, counted.
+
+    def _start_decoding(self, request: Request) -> None:
+        """From the next step on; its prompt is computed and its next token known."""
+        request.offset = request.target - self._step
+        request.finish_step = self._step - 1 + request.output_tokens - request.generated
+        heappush(self._finishing, (request.finish_step, request.admission, request))
+        self._at_edge[-request.offset % self.config.block_size] += 1
+        self._decodes += 1
+        self._kv_tokens += request.target
+        self._latest_decoder = max(self._latest_decoder, request.admission)
+
+    def _stop_decoding(self, request: Request, step: int, granted: int = 0) -> None:
+        """It has computed `offset + step` tokens, and has blocks for `granted` more."""
+        computed = request.offset + step
+        self._at_edge[-request.offset % self.config.block_size] -= 1
+        self._decodes -= 1
+        self._kv_tokens -= computed
+        request.finish_step = -1
+        self._settle(request, computed + granted)
+        self.pool.cache_full_blocks(request.holding, computed)
+
+    def _delay(self, request: Request) -> None:
+        """It was left out of a step that the others ran."""
+        size = self.config.block_size
+        self._at_edge[-request.offset % size] -= 1
+        request.offset -= 1
+        self._at_edge[-request.offset % size] += 1
+        request.finish_step += 1
+        heappush(self._finishing, (request.finish_step, request.admission, request))
+
+    def _settle(self, request: Request, tokens: int) -> None:
+        """Say which of the unsettled blocks are this request's."""
+        missing = self.pool.blocks_missing(request.holding, tokens)
+        if missing > 0:
+            request.holding.tail += self._unsettled[-missing:]
+            del self._unsettled[-missing:]
+            request.holding.blocks += missing
+
+    def _take_edges(self, steps: int) -> None:
+        """Take the blocks of the steps after the first; those of the first were taken when it was scheduled."""
+        size = self.config.block_size
+        whole, rest = divmod(steps - 1, size)
+        first = self._step + 1
+        blocks = whole * self._decodes + sum(self._at_edge[(first + i) % size] for i in range(rest))
+        self._unsettled += self.pool.take(blocks)
+
+    def _drop_stale(self) -> None:
+        finishing = self._finishing
+        while finishing[0][2].finish_step != finishing[0][0]:
+            heappop(finishing)

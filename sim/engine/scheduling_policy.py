@@ -1,0 +1,84 @@
+"""Scheduling policies: whom to admit next, and whom to preempt. One entry of `SCHEDULING_POLICIES` each."""
+
+from collections import deque
+from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
+from typing import Protocol
+
+from sim.engine.request import Request
+
+
+class WaitingQueue(Protocol):
+    def push(self, request: Request) -> None:
+        """A new arrival."""
+
+    def put_back(self, request: Request) -> None:
+        """A preempted request."""
+
+    def head(self) -> Request:
+        """The request to admit next; the queue is not empty."""
+
+    def pop(self) -> Request:
+        """Remove and return the head."""
+
+    def __len__(self) -> int: ...
+
+
+class FirstComeFirstServed:
+    """Arrivals at the end, preempted requests at the front."""
+
+    def __init__(self) -> None:
+        self._requests: deque[Request] = deque()
+
+    def push(self, request: Request) -> None:
+        self._requests.append(request)
+
+    def put_back(self, request: Request) -> None:
+        self._requests.appendleft(request)
+
+    def head(self) -> Request:
+        return self._requests[0]
+
+    def pop(self) -> Request:
+        return self._requests.popleft()
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+
+class MostUrgentFirst:
+    """By (priority, arrival), preempted requests like any other (vLLM `v1/core/sched/request_queue.py`)."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[int, float, int, Request]] = []
+        self._sequence = count()
+
+    def push(self, request: Request) -> None:
+        heappush(self._heap, (-request.priority, request.arrival, next(self._sequence), request))
+
+    put_back = push
+
+    def head(self) -> Request:
+        return self._heap[0][3]
+
+    def pop(self) -> Request:
+        return heappop(self._heap)[3]
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+
+def _last_admitted(running: dict[Request, None]) -> Request:
+    return next(reversed(running))
+
+
+def _least_urgent(running: dict[Request, None]) -> Request:
+    return max(running, key=lambda request: (-request.priority, request.arrival))
+
+
+# Policy → (its queue, whom it preempts when blocks run out).
+SCHEDULING_POLICIES: dict[str, tuple[Callable[[], WaitingQueue], Callable[[dict[Request, None]], Request]]] = {
+    "fcfs": (FirstComeFirstServed, _last_admitted),
+    "priority": (MostUrgentFirst, _least_urgent),
+}
