@@ -1,0 +1,13 @@
+"""Root-mean-square normalisation (Zhang and Sennrich, 2019), with the residual sum that precedes it in a decoder."""
+
+import torch
+
+
+def rmsnorm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Normalise the last dimension: x / sqrt(mean(x²) + eps) · weight."""
+    return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
+
+
+def add_rmsnorm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Add `x` to `residual` in place, and return the sum normalised."""
+    return rmsnorm(residual.add_(x), weight, eps)
