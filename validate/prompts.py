@@ -1,6 +1,7 @@
 """The token ids of a request's prompt: made from its prefix ids and its number alone, so any two replays agree."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,6 +35,18 @@ def prompt_ids(
     if tail > 0:
         prompt += _draw((seed, _OWN, request_id), tail, vocabulary)
     return prompt
+
+
+def prompt_of(row: Mapping[str, Any], *, vocabulary: int, seed: int = 0) -> list[int]:
+    """The prompt of one row of a request table."""
+    return prompt_ids(
+        row["request_id"],
+        row["prompt_tokens"],
+        row.get("prefix_ids") or (),
+        row.get("prefix_block_tokens") or 16,
+        vocabulary=vocabulary,
+        seed=seed,
+    )
 
 
 def _draw(stream: tuple[int, int, int], tokens: int, vocabulary: int) -> list[int]:

@@ -10,7 +10,10 @@ from typing import Any
 
 import polars as pl
 
-from sim.results.tables import REQUESTS, STEPS
+from sim.results.recorder import with_latencies
+from sim.results.tables import REQUESTS
+
+_DERIVED = ("ttft", "tpot", "e2e", "queue")
 
 
 @dataclass(frozen=True)
@@ -39,26 +42,11 @@ class Recording:
     steps: pl.DataFrame
     lateness: Lateness
     failures: Counter[str] = field(default_factory=Counter)  # reason in words → requests
-    engine: dict[str, Any] = field(default_factory=dict)  # device, threads, versions, or the server's address
+    engine: dict[str, Any] = field(default_factory=dict)  # what answered: device and versions, or the server's address
 
 
 def request_table(rows: Iterable[dict[str, Any]]) -> pl.DataFrame:
-    """The canonical request table of rows that hold its times and counts; the latencies are derived here.
-
-    A latency is null where one of its two times is, and TPOT is null for a single token.
-    """
-    derived = ("ttft", "tpot", "e2e", "queue")
-    given = {name: kind for name, kind in REQUESTS.items() if name not in derived}
+    """The canonical request table of rows that hold its times and counts; the latencies are derived here."""
+    given = {name: kind for name, kind in REQUESTS.items() if name not in _DERIVED}
     table = pl.DataFrame(list(rows), schema=given, orient="row")
-    intervals = pl.col("output_tokens") - 1
-    return table.with_columns(
-        ttft=pl.col("first_token") - pl.col("arrival"),
-        tpot=pl.when(intervals > 0).then((pl.col("finish") - pl.col("first_token")) / intervals),
-        e2e=pl.col("finish") - pl.col("arrival"),
-        queue=pl.col("first_scheduled") - pl.col("arrival"),
-    ).select(list(REQUESTS))
-
-
-def step_table(rows: Sequence[tuple[float | int, ...]] = ()) -> pl.DataFrame:
-    """The canonical step table of rows in its column order; none for a server whose steps are not seen."""
-    return pl.DataFrame(rows, schema=STEPS, orient="row")
+    return with_latencies(table).select(list(REQUESTS))

@@ -8,21 +8,21 @@ client counts as latency, and `Lateness` says how much that was.
 from __future__ import annotations
 
 import asyncio
-import gc
 import json
 import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ground.errors import UserError
+from sim.results.recorder import StepRecorder
 from traces.table import Trace
-from validate.prompts import prompt_ids
-from validate.recording import Lateness, Recording, request_table, step_table
+from validate.garbage import no_garbage_collection
+from validate.prompts import prompt_of
+from validate.recording import Lateness, Recording, request_table
 
 if TYPE_CHECKING:
     import aiohttp
@@ -50,8 +50,8 @@ class Server:
 class _Answer:
     """What came back of one request; times on the recording's clock."""
 
-    due: float | None = None
-    sent: float | None = None
+    due: float = 0.0
+    sent: float = 0.0
     first_token: float | None = None
     last_token: float | None = None
     chunks: int = 0
@@ -61,8 +61,6 @@ class _Answer:
 
     @property
     def status(self) -> str:
-        if self.sent is None:
-            return "unfinished"
         return "failed" if self.failure else "finished"
 
 
@@ -79,8 +77,8 @@ def replay(
 ) -> Recording:
     """Send every request of the trace at its time and record what comes back.
 
-    A request with a `parent` is due at its parent's finish plus `think_time`; if the parent failed it is never sent and
-    its status is `unfinished`. `on_finish` is called once a request, whatever became of it.
+    A request without an arrival is due `think_time` after its parent's answer, or failure. `on_finish` is called once a
+    request, whatever became of it.
 
     Raises:
         UserError: aiohttp is not installed, the key's variable is not set, or the server cannot be reached, lists no
@@ -115,7 +113,7 @@ class _Client:
         self._answers = {row["request_id"]: _Answer() for row in rows}
         roots = []
         for row in rows:
-            if row.get("parent") is None:
+            if row["arrival"] is not None:
                 roots.append(row)
             else:
                 self._children.setdefault(row["parent"], []).append(row)
@@ -128,7 +126,7 @@ class _Client:
             connector=connector, timeout=timeout, headers=self._headers, read_bufsize=1 << 20
         ) as session:
             self._model = self._server.model or await _first_model(session, self._server)
-            with _no_garbage_collection():
+            with no_garbage_collection():
                 self._origin = time.perf_counter()
                 async with asyncio.TaskGroup() as group:
                     for row in roots:
@@ -169,12 +167,10 @@ class _Client:
         except ValueError as error:  # a line longer than the buffer, or not JSON
             answer.failure = f"the stream is not server-sent events of JSON ({type(error).__name__})"
         self._on_finish()
+        # As in the simulator: the user reads the answer, or the error, thinks, and goes on.
+        read = self._now() if answer.failure or answer.last_token is None else answer.last_token
         for child in self._children.get(row["request_id"], ()):
-            if answer.failure is None and answer.last_token is not None:
-                child_due = answer.last_token + (child.get("think_time") or 0.0)
-                group.create_task(self._send_later(session, group, child, child_due))
-            else:
-                self._abandon(child)
+            group.create_task(self._send_later(session, group, child, read + (child.get("think_time") or 0.0)))
 
     async def _send_later(
         self, session: aiohttp.ClientSession, group: asyncio.TaskGroup, row: dict[str, Any], due: float
@@ -182,15 +178,6 @@ class _Client:
         body = self._body(row)
         await self._wait_until(due)
         await self._send(session, group, row, body, due)
-
-    def _abandon(self, row: dict[str, Any]) -> None:
-        """The turns after a failed one are never sent."""
-        pending = [row]
-        while pending:
-            lost = pending.pop()
-            self._answers[lost["request_id"]].failure = "not sent: an earlier turn failed"
-            self._on_finish()
-            pending += self._children.get(lost["request_id"], ())
 
     def _read(self, answer: _Answer, line: bytes) -> None:
         """Take one line of the event stream."""
@@ -217,17 +204,9 @@ class _Client:
             answer.usage = usage
 
     def _body(self, row: dict[str, Any]) -> bytes:
-        prompt = prompt_ids(
-            row["request_id"],
-            row["prompt_tokens"],
-            row.get("prefix_ids") or (),
-            row.get("prefix_block_tokens") or 16,
-            vocabulary=self._server.vocabulary,
-            seed=self._seed,
-        )
         request = {
             "model": self._model,
-            "prompt": prompt,
+            "prompt": prompt_of(row, vocabulary=self._server.vocabulary, seed=self._seed),
             "max_tokens": row["output_tokens"],
             "min_tokens": row["output_tokens"],
             "ignore_eos": True,
@@ -252,7 +231,7 @@ class _Client:
         failures = Counter(answer.failure for answer in answers.values() if answer.failure is not None)
         return Recording(
             requests=request_table(_request_row(row, answers[row["request_id"]]) for row in rows),
-            steps=step_table(),
+            steps=StepRecorder().table(),
             lateness=Lateness.of(
                 [a.sent - a.due for a in answers.values() if a.sent is not None and a.due is not None]
             ),
@@ -268,8 +247,8 @@ def _request_row(row: dict[str, Any], answer: _Answer) -> dict[str, Any]:
     finished = answer.status == "finished"
     return {
         "request_id": row["request_id"],
-        "replica": 0 if answer.sent is not None else -1,
-        "arrival": answer.due if answer.sent is not None else row["arrival"],
+        "replica": 0,
+        "arrival": answer.due,
         "first_scheduled": None,
         "first_token": answer.first_token,
         "finish": answer.last_token if finished else None,
@@ -315,14 +294,3 @@ async def _first_model(session: aiohttp.ClientSession, server: Server) -> str:
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(f"{address}: lists no model; expected one, or pass --model-name") from error
     return str(name)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """A collection in mid-run would delay whatever is due then."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()

@@ -1,0 +1,84 @@
+"""Writes down what a real engine does, in the simulator's tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sim.engine.request import Request
+from sim.engine.scheduler import Plan, Scheduler
+from sim.results.recorder import StepRecorder
+from validate.recording import Lateness, Recording, request_table
+
+
+class Recorder:
+    """Collects plain numbers during the run; tables are made after it."""
+
+    def __init__(self) -> None:
+        self._requests: dict[int, Request] = {}
+        self._rejected: set[int] = set()
+        self._steps = StepRecorder()
+        self._lateness: list[float] = []
+        self._forward = 0.0
+        self._busy = 0.0
+        self._count = 0
+
+    def added(self, request: Request, *, rejected: bool) -> None:
+        self._requests[request.request_id] = request
+        if rejected:
+            self._rejected.add(request.request_id)
+
+    def woke(self, *, due: float, now: float) -> None:
+        """The engine was idle and waited for an arrival due at `due`."""
+        self._lateness.append(now - due)
+
+    def step(
+        self, plan: Plan, scheduler: Scheduler, *, start: float, end: float, forward: float, running: int, waiting: int
+    ) -> None:
+        """One step, from the call of the scheduler to the tokens in hand; `forward` is the decoder's part of it.
+
+        `running` and `waiting` are counted before the step's finished requests leave.
+        """
+        self._count += 1
+        self._busy += end - start
+        self._forward += forward
+        self._steps.append(
+            0,
+            start,
+            end,
+            1,
+            len(plan.chunks),
+            sum(chunk.tokens for chunk in plan.chunks),
+            plan.decodes,
+            plan.kv_tokens,
+            running,
+            waiting,
+            scheduler.blocks_held,
+            plan.preempted,
+        )
+
+    def recording(self, rows: list[dict[str, Any]]) -> Recording:
+        """The tables; `rows` is the whole trace, so requests that never arrived are in them too."""
+        return Recording(
+            requests=request_table(self._row(row) for row in rows),
+            steps=self._steps.table(),
+            lateness=Lateness.of(self._lateness),
+            engine={"steps": self._count, "step_seconds": self._busy, "forward_seconds": self._forward},
+        )
+
+    def _row(self, row: dict[str, Any]) -> dict[str, Any]:
+        request_id = row["request_id"]
+        given = {name: row[name] for name in ("request_id", "arrival", "prompt_tokens", "output_tokens")}
+        request = self._requests.get(request_id)
+        if request is None:
+            return given | {"replica": -1, "cached_tokens": 0, "preemptions": 0, "status": "unfinished"}
+        rejected = request_id in self._rejected
+        return given | {
+            "replica": -1 if rejected else 0,
+            "arrival": request.arrival,
+            "first_scheduled": request.first_scheduled,
+            "first_token": request.first_token,
+            "finish": request.finish,
+            "cached_tokens": request.cached_tokens,
+            "preemptions": request.preemptions,
+            "status": "rejected" if rejected else "unfinished" if request.finish is None else "finished",
+        }
