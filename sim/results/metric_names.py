@@ -1,0 +1,89 @@
+"""Every metric by its dotted name: what it is called, its unit, and which way is better."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from ground.errors import UserError
+
+Unit = Literal["s", "requests", "requests/s", "tokens/s", "share", "sequences", "price", "yes/no", "preemptions"]
+Better = Literal["smaller", "larger", "neither"]
+
+LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E latency", "queue": "Queueing time"}
+STATISTICS = ("mean", "p50", "p90", "p95", "p99", "max")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`label` is for people; `unit` says how to read the number; `better` is what a search should prefer."""
+
+    label: str
+    unit: Unit
+    better: Better
+
+
+METRICS: dict[str, Metric] = {
+    "requests.total": Metric("Requests", "requests", "neither"),
+    "requests.finished": Metric("Finished requests", "requests", "larger"),
+    "requests.rejected": Metric("Rejected requests", "requests", "smaller"),
+    "requests.failed": Metric("Failed requests", "requests", "smaller"),
+    "requests.unfinished": Metric("Unfinished requests", "requests", "smaller"),
+    "duration": Metric("Duration", "s", "smaller"),
+    **{
+        f"{latency}.{statistic}": Metric(f"{label} {statistic}", "s", "smaller")
+        for latency, label in LATENCIES.items()
+        for statistic in STATISTICS
+    },
+    "throughput.requests": Metric("Request throughput", "requests/s", "larger"),
+    "throughput.output_tokens": Metric("Output throughput", "tokens/s", "larger"),
+    "throughput.prompt_tokens": Metric("Prompt throughput", "tokens/s", "larger"),
+    "slo.attainment": Metric("SLO attainment", "share", "larger"),
+    "slo.met": Metric("SLO met", "yes/no", "larger"),
+    "goodput.requests": Metric("Goodput", "requests/s", "larger"),
+    "goodput.output_tokens": Metric("Goodput in tokens", "tokens/s", "larger"),
+    "kv.mean": Metric("KV use mean", "share", "neither"),
+    "kv.peak": Metric("KV use peak", "share", "neither"),
+    "prefix_hit_rate": Metric("Prefix cache hits", "share", "larger"),
+    "preemptions": Metric("Preemptions", "preemptions", "smaller"),
+    "gpu_seconds": Metric("GPU time", "s", "smaller"),
+    "cost.total": Metric("Cost", "price", "smaller"),
+    "cost.per_million_output_tokens": Metric("Cost per million output tokens", "price", "smaller"),
+    "decode_batch": Metric("Mean decode batch", "sequences", "neither"),
+    "busy.mean": Metric("Busy share of time", "share", "neither"),
+}
+
+
+def describe(name: str) -> Metric:
+    """What is known of the metric called `name`.
+
+    Raises:
+        UserError: there is no such metric; the message lists the nearest names.
+    """
+    if name not in METRICS:
+        family = [known for known in METRICS if known.split(".")[0] == name.split(".")[0]]
+        near = get_close_matches(name, METRICS, n=4, cutoff=0.5) or family
+        hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of {', '.join(METRICS)}"
+        raise UserError(f"metric {name!r} is unknown; {hint}")
+    return METRICS[name]
+
+
+def metric(metrics: Mapping[str, Any], name: str) -> float | None:
+    """The number called `name` ("ttft.p99") in the nested result of `compute`; null where it could not be computed.
+
+    Raises:
+        UserError: there is no metric of that name.
+    """
+    describe(name)
+    value: Any = metrics
+    for key in name.split("."):
+        value = value[key]
+    number: float | None = value
+    return number
+
+
+def flatten(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Every metric by its dotted name, in the order of `METRICS`: one row of a sweep's table."""
+    return {name: metric(metrics, name) for name in METRICS}

@@ -1,0 +1,192 @@
+"""The numbers of a run, computed from its request and step tables; the same for simulated and measured runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from sim.results.metric_names import LATENCIES, STATISTICS
+from sim.results.slo import Slo
+
+STATUSES = ("finished", "rejected", "failed", "unfinished")
+
+
+def compute(
+    requests: pl.DataFrame,
+    steps: pl.DataFrame,
+    *,
+    slo: Slo,
+    gpus: int | None,
+    gpu_hour_price: float | None,
+    kv_blocks_total: int | None,
+) -> dict[str, Any]:
+    """The metrics of a run as a JSON-able dictionary; its dotted names are those of `metric_names.METRICS`.
+
+    What cannot be computed (a percentile of no requests, a cost without a price) is null, never zero. Nothing depends
+    on the order of the rows.
+
+    - `requests`: number of requests, in total and by status; the statuses sum to the total.
+    - `duration`: from the first arrival to the last finish.
+    - `ttft`, `tpot`, `e2e`, `queue`: mean, percentiles (linear between order statistics, numpy's default) and maximum
+      over finished requests that have the value.
+    - `throughput`: finished requests, their output tokens and their prompt tokens (cached ones included), per second
+      of `duration`.
+    - `slo`: the limits and target given; `attainment` is the share of ALL requests that finished within every limit;
+      `met` says whether it reaches the target.
+    - `goodput`: requests that meet the SLO, and their output tokens, per second of `duration`.
+    - `kv`: share of all blocks of the fleet held by requests: time-weighted `mean` over `duration` and `peak` over
+      the ends of steps; `blocks` is `kv_blocks_total`.
+    - `prefix_hit_rate`: prompt tokens found in the prefix cache, of all prompt tokens of requests that were scheduled.
+    - `preemptions`: their number over all requests.
+    - `gpu_seconds`: `gpus` × `duration`; `cost.total`: that at `gpu_hour_price`, in the price's currency, and
+      `cost.per_million_output_tokens`: per million output tokens of finished requests.
+    - `decode_batch`: mean number of decoding sequences over the steps that decode.
+    - `busy`: share of `duration` in which a replica runs a step, for each replica that ran one, and their mean.
+
+    Args:
+        requests, steps: tables with the columns of `sim.results.tables`.
+        gpus: GPUs of the whole fleet; null where the server does not say.
+        gpu_hour_price: price of one GPU for one hour.
+        kv_blocks_total: KV blocks of the whole fleet; null where the server does not say.
+    """
+    finished = requests.filter(pl.col("status") == "finished")
+    good = finished.filter(_meets(slo))
+    first, last = _number(requests["arrival"].min()), _number(requests["finish"].max())
+    duration = last - first if first is not None and last is not None else None
+    window = steps if last is None else steps.filter(pl.col("start") < last)
+    replicas = [_in_order(rows, last) for _, rows in sorted(window.group_by("replica"), key=lambda item: item[0])]
+    busy = {str(rows["replica"][0]): _ratio(_busy_time(rows), duration) for rows in replicas}
+
+    attainment = _ratio(len(good), len(requests))
+    output_tokens = int(finished["output_tokens"].sum())
+    gpu_seconds = None if gpus is None or duration is None else gpus * duration
+    cost = None if gpu_seconds is None or gpu_hour_price is None else gpu_seconds / 3600 * gpu_hour_price
+    decoding = window.filter(pl.col("decode_seqs") > 0)
+    return {
+        "requests": _count(requests),
+        "duration": duration,
+        **{name: _statistics(finished[name]) for name in LATENCIES},
+        "throughput": {
+            "requests": _ratio(len(finished), duration),
+            "output_tokens": _ratio(output_tokens, duration),
+            "prompt_tokens": _ratio(int(finished["prompt_tokens"].sum()), duration),
+        },
+        "slo": {
+            "limits": slo.limits,
+            "target": slo.attainment,
+            "attainment": attainment,
+            "met": None if attainment is None else attainment >= slo.attainment,
+        },
+        "goodput": {
+            "requests": _ratio(len(good), duration),
+            "output_tokens": _ratio(int(good["output_tokens"].sum()), duration),
+        },
+        "kv": {
+            "blocks": kv_blocks_total,
+            "mean": _ratio(_kv_block_seconds(replicas, last), _product(duration, kv_blocks_total)),
+            "peak": _ratio(_kv_peak(window), kv_blocks_total),
+        },
+        "prefix_hit_rate": _prefix_hit_rate(requests),
+        "preemptions": int(requests["preemptions"].sum()) if requests["preemptions"].count() else None,
+        "gpus": gpus,
+        "gpu_seconds": gpu_seconds,
+        "gpu_hour_price": gpu_hour_price,
+        "cost": {
+            "total": cost,
+            "per_million_output_tokens": _ratio(_product(cost, 1e6), output_tokens),
+        },
+        "decode_batch": _ratio(
+            int((decoding["decode_seqs"].cast(pl.Int64) * decoding["steps"]).sum()), int(decoding["steps"].sum())
+        ),
+        "busy": {
+            "mean": float(np.mean(list(busy.values()))) if busy and duration else None,
+            "replicas": busy,
+        },
+    }
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or not whole else part / whole
+
+
+def _product(left: float | None, right: float | None) -> float | None:
+    return None if left is None or right is None else left * right
+
+
+def _meets(slo: Slo) -> pl.Expr:
+    within = [pl.col(name).fill_null(0.0 if name == "tpot" else float("inf")) <= x for name, x in slo.limits.items()]
+    return pl.all_horizontal(pl.lit(True), *within)
+
+
+def _count(requests: pl.DataFrame) -> dict[str, int]:
+    by_status: dict[str, int] = dict(requests["status"].value_counts().iter_rows())
+    if unknown := by_status.keys() - set(STATUSES):
+        raise ValueError(f"status {min(map(str, unknown))!r}; expected one of {', '.join(STATUSES)}")
+    return {"total": len(requests)} | {status: by_status.get(status, 0) for status in STATUSES}
+
+
+def _statistics(latency: pl.Series) -> dict[str, float | None]:
+    # Sorted, because a floating-point sum depends on the order of its terms.
+    values = np.sort(latency.drop_nulls().to_numpy())
+    if not values.size:
+        return dict.fromkeys(STATISTICS)
+    percentiles = np.percentile(values, (50, 90, 95, 99, 100))
+    return dict(zip(STATISTICS, [float(values.mean()), *percentiles.tolist()], strict=True))
+
+
+def _prefix_hit_rate(requests: pl.DataFrame) -> float | None:
+    scheduled = requests.filter(pl.col("first_scheduled").is_not_null() & pl.col("cached_tokens").is_not_null())
+    return _ratio(int(scheduled["cached_tokens"].sum()), int(scheduled["prompt_tokens"].sum()))
+
+
+def _in_order(rows: pl.DataFrame, last: float | None) -> pl.DataFrame:
+    """One replica's steps by time, cut off at the last finish."""
+    ordered = rows.sort("end", "start", "kv_blocks")
+    return ordered if last is None else ordered.with_columns(pl.col("end").clip(upper_bound=last))
+
+
+def _busy_time(rows: pl.DataFrame) -> float:
+    """Length of the union of one replica's steps (those of a pipeline overlap)."""
+    start, end = rows["start"].to_numpy(), rows["end"].to_numpy()
+    by_start = np.argsort(start, kind="stable")
+    start, end = start[by_start], end[by_start]
+    covered = np.concatenate(([-np.inf], np.maximum.accumulate(end)[:-1]))
+    return float(np.maximum(0.0, end - np.maximum(start, covered)).sum())
+
+
+def _kv_block_seconds(replicas: list[pl.DataFrame], last: float | None) -> float | None:
+    """Blocks held, integrated over time: linear within a run of steps, constant between two."""
+    if not replicas or last is None:
+        return None
+    total = 0.0
+    for rows in replicas:
+        end, held = rows["end"].to_numpy(), rows["kv_blocks"].to_numpy().astype(float)
+        previous_end = np.concatenate((rows["start"].to_numpy()[:1], end[:-1]))
+        previous = np.concatenate(([0.0], held[:-1]))
+        start = np.maximum(rows["start"].to_numpy(), previous_end)
+        within = (previous + held) / 2 * (end - start)
+        between = previous * (start - previous_end)
+        total += float((within + between).sum() + held[-1] * (last - end[-1]))
+    return total
+
+
+def _kv_peak(steps: pl.DataFrame) -> int | None:
+    """Largest number of blocks held by the fleet at once."""
+    if steps.is_empty():
+        return None
+    held = pl.col("kv_blocks").cast(pl.Int64)
+    changes = (
+        steps.sort("end", "start", "kv_blocks")
+        .select("end", change=held - held.shift(fill_value=0).over("replica"))
+        .group_by("end")
+        .agg(pl.col("change").sum())
+        .sort("end")
+    )
+    peak: Any = changes["change"].cum_sum().max()
+    return int(peak)
