@@ -76,7 +76,8 @@ def superpose(trace: Trace, copies: int, seed: int, *, share_prefixes: bool = Fa
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(b"superpose")))
     arrival = table["arrival"].to_numpy().astype(float)
     family = _family(table)
-    begin = _first_arrival(family, arrival)
+    begin = arrival[family]
+    place = _own_or_inherited_arrival(table)
     # One mean gap beyond the last arrival closes the circle without a doubled gap at the seam.
     span = float(np.nanmax(begin)) * (1 + 1 / max(len(table) - 1, 1))
     offsets = [0.0, *rng.uniform(0, span, copies - 1).tolist()]
@@ -87,7 +88,7 @@ def superpose(trace: Trace, copies: int, seed: int, *, share_prefixes: bool = Fa
     for copy, offset in enumerate(offsets):
         turned = (begin + offset) % span if span and offset else begin
         part = table.with_columns(
-            arrival=pl.Series(arrival + (turned - begin)).fill_nan(None), _begin=pl.Series(turned), _copy=pl.lit(copy)
+            arrival=pl.Series(arrival + (turned - begin)).fill_nan(None), _place=pl.Series(place + (turned - begin))
         )
         if "session" in table.columns and copy:
             part = part.with_columns(pl.col("session") + f"#{copy}")
@@ -97,9 +98,8 @@ def superpose(trace: Trace, copies: int, seed: int, *, share_prefixes: bool = Fa
             part = part.with_columns(pl.col("parent") + copy * len(table))
         parts.append(part)
     merged = pl.concat(parts).with_columns(_position=pl.int_range(pl.len()))
-    # A request without arrival follows its own family, others go by their own arrival.
-    merged = merged.sort(pl.coalesce("arrival", "_begin"), maintain_order=True)
-    requests = _renumber(merged, merged["_position"]).drop("_begin", "_copy", "_position")
+    merged = merged.sort("_place", maintain_order=True)
+    requests = _renumber(merged, merged["_position"]).drop("_place", "_position")
     return Trace(
         requests,
         trace.format,
@@ -124,10 +124,6 @@ def _family(table: pl.DataFrame) -> NDArray[np.int64]:
             pl.when(pl.col("session").is_null()).then("root").otherwise(pl.col("root").min().over("session"))
         )["root"].to_numpy()
     return root
-
-
-def _first_arrival(family: NDArray[np.int64], arrival: NDArray[np.float64]) -> NDArray[np.float64]:
-    return arrival[family]  # the family's first row: roots have an arrival, and rows are in order of arrival
 
 
 def _own_or_inherited_arrival(table: pl.DataFrame) -> NDArray[np.float64]:
