@@ -33,13 +33,20 @@ class Engine:
     """
 
     def __init__(
-        self, config: EngineConfig, decoder: StepDecoder, *, vocabulary: int, clock: Clock | None = None
+        self,
+        config: EngineConfig,
+        decoder: StepDecoder,
+        *,
+        vocabulary: int,
+        clock: Clock | None = None,
+        warm_up: bool = True,
     ) -> None:
         self.config = config
         self.outputs: dict[int, list[int]] = {}
         self._decoder = decoder
         self._vocabulary = vocabulary
         self._clock = clock or WallClock()
+        self._warm = not warm_up
         self._sequences: dict[int, list[int]] = {}  # prompt and generated tokens of the requests inside
 
     def replay(self, trace: Trace, *, seed: int = 0, on_finish: Callable[[], None] = lambda: None) -> Recording:
@@ -59,12 +66,10 @@ class Engine:
         arrivals = Arrivals(rows)
         recorder = Recorder()
         clock = self._clock
-        self._warm_up()
-        with no_garbage_collection():
-            clock.start()
-            while True:
-                now = clock.now()
-                for due, row in arrivals.release(now):
+
+        def take_arrivals(now: float) -> None:
+            while released := arrivals.release(now):  # again, because a rejection may release the next turn at once
+                for due, row in released:
                     request = _request(row, due)
                     rejected = self._too_long(row)
                     recorder.added(request, rejected=rejected)
@@ -74,25 +79,37 @@ class Engine:
                     else:
                         self._sequences[request.request_id] = prompts.pop(request.request_id)
                         scheduler.add(request)
-                plan = scheduler.schedule(now)
+
+        if not self._warm:
+            self._warm_up()
+        with no_garbage_collection():
+            clock.start()
+            while True:
+                start = clock.now()
+                plan = scheduler.schedule(start)
                 if plan is None:
                     if arrivals.next_due is None:
                         break
                     due = arrivals.next_due
                     clock.wait_until(due)
-                    recorder.woke(due=due, now=clock.now())
+                    now = clock.now()
+                    recorder.woke(due=due, now=now)
+                    take_arrivals(now)
                     continue
                 batch, emitting = self._batch(scheduler, plan)
                 began = clock.now()
-                tokens = self._decoder.step(batch)
+                tokens = self._decoder.step(batch) if batch else []  # a step that only preempts computes nothing
                 end = clock.now()
                 for sequence, token in zip(emitting, tokens, strict=True):
                     if sequence is not None:
                         sequence.append(token)
+                # What came during the step waits at its end. A turn released by its end comes a step later: the user's
+                # reply cannot reach a server that goes on at once.
+                take_arrivals(end)
                 running, waiting = scheduler.running_count, scheduler.waiting_count
                 finished = scheduler.finish(plan, end)
                 recorder.step(
-                    plan, scheduler, start=now, end=end, forward=end - began, running=running, waiting=waiting
+                    plan, scheduler, start=start, end=end, forward=end - began, running=running, waiting=waiting
                 )
                 for request in finished:
                     arrivals.answered(request.request_id, end)
@@ -144,6 +161,7 @@ class Engine:
         while sequences > 0:
             self._decoder.step([SequenceInput([0], 0, [block]) for block in range(sequences)])
             sequences //= 4
+        self._warm = True
 
 
 def _request(row: dict[str, Any], arrival: float) -> Request:
