@@ -1,0 +1,109 @@
+"""Measured laws between grid points: a piecewise linear curve, and a surface made of such curves.
+
+Outside its grid a law goes on with the slope of its last cell, never falling: more work does not take less time.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+
+class Curve:
+    """Piecewise linear through (xs, ys), exact at every grid point; xs rising.
+
+    `__call__` and `many` do the same floating-point operations in the same order, so they agree bit for bit.
+    """
+
+    __slots__ = ("_arrays", "high", "low", "slopes", "xs", "ys")
+
+    def __init__(self, xs: Sequence[float], ys: Sequence[float]) -> None:
+        if len(xs) == 0 or len(xs) != len(ys) or any(b <= a for a, b in pairwise(xs)):
+            raise ValueError("a curve needs one y an x, and rising xs")
+        self.xs = [float(x) for x in xs]
+        self.ys = [float(y) for y in ys]
+        self.low, self.high = self.xs[0], self.xs[-1]
+        points = list(zip(self.xs, self.ys, strict=True))
+        slopes = [(y1 - y0) / (x1 - x0) for (x0, y0), (x1, y1) in pairwise(points)]
+        self.slopes = [*slopes, max(0.0, slopes[-1]) if slopes else 0.0]
+        self._arrays = (np.array(self.xs), np.array(self.ys), np.array(self.slopes))
+
+    def __call__(self, x: float) -> float:
+        cell = bisect_right(self.xs, x) - 1
+        if cell < 0:
+            cell = 0
+        return self.ys[cell] + self.slopes[cell] * (x - self.xs[cell])
+
+    def many(self, x: np.ndarray) -> np.ndarray:
+        """The same for an array of rising x; a new array of its shape."""
+        first, last = bisect_right(self.xs, x[0]) - 1, bisect_right(self.xs, x[-1]) - 1
+        if first < 0:
+            first = 0
+        if last <= first:  # a leap rarely leaves its cell: no search an element
+            return self.ys[first] + self.slopes[first] * (x - self.xs[first])
+        xs, ys, slopes = self._arrays
+        cell = np.maximum(np.searchsorted(xs, x, side="right") - 1, 0)
+        return ys[cell] + slopes[cell] * (x - xs[cell])
+
+    def covers(self, x: float) -> bool:
+        return self.low <= x <= self.high
+
+    def leave_one_out(self) -> list[float]:
+        """Relative error of each inner grid point when it is interpolated from its two neighbours."""
+        errors = []
+        for i in range(1, len(self.xs) - 1):
+            share = (self.xs[i] - self.xs[i - 1]) / (self.xs[i + 1] - self.xs[i - 1])
+            guess = self.ys[i - 1] + share * (self.ys[i + 1] - self.ys[i - 1])
+            errors.append(abs(guess - self.ys[i]) / self.ys[i] if self.ys[i] else 0.0)
+        return errors
+
+
+def add(curves: Sequence[tuple[float, Curve]]) -> Curve:
+    """The weighted sum of curves, exact: its grid is the union of theirs."""
+    xs = sorted({x for _, curve in curves for x in curve.xs})
+    return Curve(xs, [sum(weight * curve(x) for weight, curve in curves) for x in xs])
+
+
+class Surface:
+    """A law of two variables: one curve over `x` for each of some rows. The rows' grids may differ.
+
+    Between two rows it is linear in `work(row, x)`, or in the row's number where no work is given.
+    """
+
+    def __init__(self, rows: dict[float, Curve], work: Callable[[float, float], float] | None = None) -> None:
+        self.keys = sorted(rows)
+        self.curves = [rows[key] for key in self.keys]
+        self.work = work or (lambda row, _: row)
+
+    def __call__(self, row: float, x: float) -> float:
+        low, high = self.cell(row)
+        y0 = self.curves[low](x)
+        if low == high or row == self.keys[low]:
+            return y0
+        y1 = self.curves[high](x)
+        w0, w1 = self.work(self.keys[low], x), self.work(self.keys[high], x)
+        share = (self.work(row, x) - w0) / (w1 - w0)
+        rise = y1 - y0
+        if share > 1.0 and rise < 0.0:
+            rise = 0.0
+        return y1 + (share - 1.0) * rise
+
+    def cell(self, row: float) -> tuple[int, int]:
+        """Indices of the two rows between or beyond which `row` lies; equal where there is only one."""
+        last = len(self.keys) - 1
+        low = min(max(bisect_right(self.keys, row) - 1, 0), max(last - 1, 0))
+        return low, min(low + 1, last)
+
+    def at(self, row: float) -> Curve:
+        """The curve over x at one row, on the union of the two neighbouring rows' grids."""
+        low, high = self.cell(row)
+        xs = sorted({*self.curves[low].xs, *self.curves[high].xs})
+        return Curve(xs, [self(row, x) for x in xs])
+
+    def covers(self, row: float, x: float) -> bool:
+        low, high = self.cell(row)
+        inside = self.keys[0] <= row <= self.keys[-1]
+        return inside and self.curves[low].covers(x) and (row == self.keys[low] or self.curves[high].covers(x))

@@ -1,0 +1,117 @@
+"""A profile where nothing was measured: the roofline of a device's published figures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import polars as pl
+import yaml
+
+from calibrate.model import ModelShape
+from calibrate.profile import Profile, Provenance
+from calibrate.roofline import decode_work, layer_work, prefill_work
+from ground.errors import UserError
+
+_DEVICES = Path(__file__).parent / "devices.yaml"
+
+# Powers of two and their middles: a roofline has one bend, which linear interpolation between these barely cuts.
+_TOKENS = sorted({s * 2**k for k in range(15) for s in (2, 3)} | {1})
+_SEQUENCES = [n for n in _TOKENS if n <= 1024]
+_CONTEXTS = [0, *(2**k for k in range(4, 18))]
+_CHUNKS = [1, *(2**k for k in range(4, 15))]
+
+
+@dataclass(frozen=True)
+class Device:
+    """Published figures: dense bf16 FLOP/s, memory bandwidth in bytes/s, memory in bytes, board power in watts."""
+
+    name: str
+    flops: float
+    bandwidth: float
+    memory: int
+    tdp: float
+    source: str
+
+
+@cache
+def devices() -> dict[str, Device]:
+    """Every device whose datasheet is bundled."""
+    entries = yaml.safe_load(_DEVICES.read_text(encoding="utf-8"))
+    return {
+        name: Device(
+            name,
+            float(entry["flops"]),
+            float(entry["bandwidth"]),
+            int(entry["memory"]),
+            float(entry["tdp"]),
+            entry["source"],
+        )
+        for name, entry in entries.items()
+    }
+
+
+def find_device(name: str) -> Device:
+    """A device by name.
+
+    Raises:
+        UserError: no bundled datasheet of that name.
+    """
+    if name not in devices():
+        raise UserError(f"datasheet:{name}: no such device; expected one of {', '.join(devices())}")
+    return devices()[name]
+
+
+def datasheet_profile(device_name: str, model: ModelShape, tp: int) -> Profile:
+    """Fill the kernel tables by max(FLOPs / peak, bytes / bandwidth): an upper bound on speed.
+
+    Host overhead and copies are not in it: a datasheet does not know them.
+
+    Raises:
+        UserError: an unknown device, or a model that cannot be divided over `tp`.
+    """
+    device = find_device(device_name)
+    rank = model.shard(tp)
+    peak, bandwidth = device.flops, device.bandwidth
+
+    def by_layer(kernel_class: str, axis: str, grid: list[int]) -> pl.DataFrame:
+        layers = [call.layer for call in model.calls() if call.kernel_class == kernel_class]
+        rows = [
+            {"layer": layer, axis: n, "seconds": layer_work(rank, layer, n).seconds(peak, bandwidth)}
+            for layer in layers
+            for n in grid
+        ]
+        return pl.DataFrame(rows)
+
+    attention = [
+        (chunk, kv, 0, 0, prefill_work(rank, chunk, kv).seconds(peak, bandwidth))
+        for chunk in _CHUNKS
+        for kv in _CONTEXTS
+    ]
+    attention += [
+        (0, 0, n, kv, decode_work(rank, n, kv).seconds(peak, bandwidth)) for n in _SEQUENCES for kv in _CONTEXTS
+    ]
+    return Profile(
+        name=f"datasheet:{device.name}",
+        device=device.name,
+        model=model,
+        tp=tp,
+        dtype={2: "bfloat16", 4: "float32"}[model.dtype_bytes],
+        provenance=Provenance(
+            "datasheet",
+            f"datasheet: upper bound on speed, nothing measured; roofline of {peak:.4g} FLOP/s and "
+            f"{bandwidth:.4g} bytes/s ({device.source})",
+            "figures published by the maker",
+        ),
+        tables={
+            "dense": by_layer("dense", "tokens", _TOKENS),
+            "per_sequence": by_layer("per_sequence", "sequences", _SEQUENCES),
+            "attention": pl.DataFrame(
+                attention,
+                schema=["prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "seconds"],
+                orient="row",
+            ),
+        },
+        device_memory=device.memory,
+    )

@@ -1,0 +1,96 @@
+"""How many KV blocks a device has room for, by vLLM's sum: what its profiling run finds left over."""
+
+from __future__ import annotations
+
+from calibrate.datasheet import find_device
+from calibrate.model import ModelShape
+from calibrate.profile import Profile
+from ground.assumption import Assumption, Source
+from ground.errors import UserError
+
+_GIB = 1 << 30
+
+# Memory outside torch's allocator: CUDA context and libraries on one GPU, as vLLM logs it (Gateway API Inference
+# Extension, PR 550: "non-torch 0.16 GiB"), and NCCL's buffers by number of ranks (aiconfigurator, h100_sxm.yaml).
+_CONTEXT_BYTES = round(0.16 * _GIB)
+_NCCL_BYTES = {1: 0, 2: 342_000_000, 4: 392_000_000, 8: 392_000_000}
+
+# vLLM's profiling run samples with top-k and top-p. Per logit it then holds, in units of 4 bytes: the model's half
+# precision (1/2), float32 (1), sorted values (1) and their 8-byte indices (2), probabilities (1), their running sum
+# (1), the scattered result (1) and masks (1/2).
+_SAMPLER_BYTES_PER_LOGIT = 4 * 8
+
+
+def activation_peak(model: ModelShape, tp: int, max_num_batched_tokens: int, max_num_seqs: int) -> int:
+    """Bytes of the larger of two peaks: an MLP on a full token budget, or the sampler on a full batch.
+
+    The MLP holds residual, input, gate and up, and their product; the sampler sees the gathered vocabulary.
+    """
+    rank = model.shard(tp)
+    width = rank.intermediate
+    if rank.experts:
+        width = rank.moe_intermediate * rank.experts_per_token
+    mlp = max_num_batched_tokens * (2 * rank.hidden + 3 * width) * rank.dtype_bytes
+    hidden = max_num_batched_tokens * rank.hidden * rank.dtype_bytes
+    sampler = hidden + min(max_num_seqs, max_num_batched_tokens) * model.vocab * _SAMPLER_BYTES_PER_LOGIT
+    return max(mlp, sampler)
+
+
+def kv_block_count(
+    profile_or_device: Profile | str,
+    model: ModelShape,
+    tp: int,
+    block_size: int,
+    gpu_memory_utilization: float,
+    max_num_batched_tokens: int,
+    max_num_seqs: int = 256,
+) -> tuple[int, list[Assumption]]:
+    """KV blocks of one rank, and every term of the sum.
+
+    device bytes · utilization − weights − activation peak − memory outside torch, divided by a block's bytes.
+
+    Args:
+        profile_or_device: a profile, or the name of a device with a bundled datasheet.
+        max_num_seqs: 256 is vLLM's default.
+
+    Raises:
+        UserError: a CPU profile (there is no natural size), an unknown device, or nothing left for the cache.
+    """
+    source: Source
+    if isinstance(profile_or_device, Profile):
+        if profile_or_device.device_memory is None:
+            raise UserError(
+                f"profile {profile_or_device.name}: a CPU has no natural number of KV blocks; "
+                "the scenario must give kv_blocks"
+            )
+        name, memory = profile_or_device.device, profile_or_device.device_memory
+        kind = profile_or_device.provenance.source
+        source = "datasheet" if kind == "datasheet" else "imported" if kind == "imported" else "measured"
+    else:
+        device = find_device(profile_or_device.removeprefix("datasheet:"))
+        name, memory, source = device.name, device.memory, "datasheet"
+    weights = model.weight_bytes(tp)
+    activations = activation_peak(model, tp, max_num_batched_tokens, max_num_seqs)
+    outside = _CONTEXT_BYTES + _NCCL_BYTES.get(tp, _NCCL_BYTES[8])
+    left = memory * gpu_memory_utilization - weights - activations - outside
+    block_bytes = block_size * model.kv_bytes_per_token(tp)
+    blocks = int(left // block_bytes)
+    if blocks < 1:
+        raise UserError(
+            f"{model.name} at tp = {tp} leaves no room for KV blocks on {name}: {memory / _GIB:.1f} GiB × "
+            f"{gpu_memory_utilization:g} − {weights / _GIB:.1f} of weights − {activations / _GIB:.1f} of activations − "
+            f"{outside / _GIB:.1f} outside torch = {left / _GIB:.1f} GiB; expected at least one block"
+        )
+    return blocks, [
+        Assumption("memory.device", memory, "bytes", source, f"memory of {name}"),
+        Assumption("memory.weights", weights, "bytes", "assumed", f"weights of {model.name}, one of {tp} ranks"),
+        Assumption(
+            "memory.activation_peak",
+            activations,
+            "bytes",
+            "assumed",
+            f"larger of MLP at {max_num_batched_tokens} tokens and sampler at {max_num_seqs} sequences",
+        ),
+        Assumption("memory.non_torch", outside, "bytes", "assumed", "CUDA context 0.16 GiB, and NCCL beyond one rank"),
+        Assumption("memory.kv_blocks", blocks, "blocks", "assumed", f"what is left, in blocks of {block_bytes} bytes"),
+    ]
