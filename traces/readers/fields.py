@@ -64,5 +64,7 @@ def _refuse(raw: RawTable, column: str, bad: pl.Series, expected: str) -> None:
 def refuse_row(raw: RawTable, column: str, row: int, expected: str) -> NoReturn:
     """Raise a UserError that shows one cell of the source; rows are counted from 0, as in `source_row`."""
     cell = raw.frame[column][row]
+    if isinstance(cell, pl.Series):
+        cell = cell.to_list()
     found = "nothing" if cell is None else repr(cell)
     raise UserError(f"{raw.path}: data row {row} (from 0), column {column!r}: found {found}, expected {expected}")

@@ -78,12 +78,12 @@ def _first_problem(error: ValidationError, data: dict[str, Any]) -> str:
     problem = error.errors(include_url=False)[0]
     keys: list[str] = []
     here: Any = data
-    for place, key in enumerate(problem["loc"]):
+    for key in problem["loc"]:
         if isinstance(here, dict) and key in here:
             here = here[key]
             keys.append(str(key))
-        elif place == len(problem["loc"]) - 1:
-            keys.append(str(key))
+    if problem["type"] == "missing":
+        keys.append(str(problem["loc"][-1]))
     if problem["type"] == "extra_forbidden":
         return f"unknown key {'.'.join(keys)!r}"
     text = problem["msg"].removeprefix("Value error, ")
