@@ -46,7 +46,7 @@ class Engine:
         self._decoder = decoder
         self._vocabulary = vocabulary
         self._clock = clock or WallClock()
-        self._warm = not warm_up
+        self._warm = not warm_up  # nothing left to warm
         self._sequences: dict[int, list[int]] = {}  # prompt and generated tokens of the requests inside
 
     def replay(self, trace: Trace, *, seed: int = 0, on_finish: Callable[[], None] = lambda: None) -> Recording:
@@ -62,7 +62,11 @@ class Engine:
         rows = trace.requests.sort("request_id").to_dicts()
         for row in rows:
             self._check(row, scheduler, trace.source)
-        prompts = {row["request_id"]: prompt_of(row, vocabulary=self._vocabulary, seed=seed) for row in rows}
+        prompts = {
+            row["request_id"]: prompt_of(row, vocabulary=self._vocabulary, seed=seed)
+            for row in rows
+            if not self._too_long(row)
+        }
         arrivals = Arrivals(rows)
         recorder = Recorder()
         clock = self._clock
@@ -81,7 +85,7 @@ class Engine:
                         scheduler.add(request)
 
         if not self._warm:
-            self._warm_up()
+            self._warm_up(max((len(prompt) for prompt in prompts.values()), default=0))
         with no_garbage_collection():
             clock.start()
             while True:
@@ -146,14 +150,14 @@ class Engine:
             emitting.append(sequence if chunk.last else None)
         return batch, emitting
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, longest: int) -> None:
         """Steps of the shapes to come, so that no timed step pays for the first use of a kernel.
 
-        They write into KV blocks that no request holds yet.
+        They write into KV blocks that no request holds yet. `longest`: tokens of the longest request to come.
         """
         config = self.config
         blocks = list(range(config.kv_blocks))
-        chunk = min(config.max_num_batched_tokens, config.kv_blocks * config.block_size)
+        chunk = min(config.max_num_batched_tokens, longest)
         while chunk > 0:
             self._decoder.step([SequenceInput([0] * chunk, 0, blocks)])
             chunk //= 4
