@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from ground.errors import UserError
+from traces.streams import stream
 from traces.table import Trace
 
 
@@ -33,7 +34,7 @@ def dequantise(trace: Trace, seed: int, quantum: float | None = None) -> Trace:
     if not quantum > 0:
         raise UserError(f"dequantise: quantum: found {quantum}, expected more than 0 seconds")
 
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(b"dequantise")))
+    rng = stream(seed, "dequantise")
     room = np.minimum(np.diff(batches, append=np.inf), quantum)
     batch = np.repeat(np.arange(len(batches)), size)
     offset = rng.random(len(times))

@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ground.errors import UserError
+from traces.streams import stream
 from traces.table import Trace
 
 
@@ -58,7 +59,7 @@ def thin(trace: Trace, keep: float, seed: int) -> Trace:
     if not 0 < keep <= 1:
         raise UserError(f"thin: found {keep}, expected a probability above 0 and at most 1")
     family = _family(trace.requests)
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(b"thin")))
+    rng = stream(seed, "thin")
     chosen = rng.random(int(family.max()) + 1) < keep
     return _choose(trace, chosen[family], f"thinned to {keep:g}", {"thin": keep, "seed": seed})
 
@@ -73,7 +74,7 @@ def superpose(trace: Trace, copies: int, seed: int, *, share_prefixes: bool = Fa
     if copies < 1:
         raise UserError(f"copies: found {copies}, expected at least 1")
     table = trace.requests
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=tuple(b"superpose")))
+    rng = stream(seed, "superpose")
     arrival = table["arrival"].to_numpy().astype(float)
     family = _family(table)
     begin = arrival[family]

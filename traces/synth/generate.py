@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from ground.errors import UserError
 from traces.checks import check
+from traces.streams import stream
 from traces.synth.prefixes import chain_ids
 from traces.synth.sessions import Sessions, first_of_session, prompt_lengths
 from traces.synth.spec import Lengths, SynthSpec
-from traces.synth.streams import stream
 from traces.table import COLUMNS, Trace
 
 Ints = NDArray[np.int64]
