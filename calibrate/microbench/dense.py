@@ -1,0 +1,77 @@
+"""Token-wise kernels: every linear layer, norm, activation, rotary embedding and the token embedding.
+
+They are timed in the order in which the model runs them, through all of its layers: each meets weights that the
+processor's cache does not hold, and the output of its predecessor, which it does.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from calibrate.kernels.embedding import embedding
+from calibrate.kernels.linear import linear
+from calibrate.kernels.rmsnorm import add_rmsnorm
+from calibrate.kernels.rotary import rotary
+from calibrate.kernels.silu_mul import silu_mul
+from calibrate.microbench.grid import Grid
+from calibrate.microbench.timing import repeat
+from calibrate.microbench.workbench import Workbench
+
+KERNEL_CLASS = "dense"
+DEVICES = ("cpu", "cuda")
+
+
+def points(grid: Grid) -> list[dict[str, Any]]:
+    return [{"tokens": n} for n in grid.tokens]
+
+
+def held_out(grid: Grid) -> list[dict[str, Any]]:
+    return [{"tokens": n} for n in grid.held_out_tokens]
+
+
+def measure(bench: Workbench, point: dict[str, Any]) -> list[tuple[dict[str, Any], list[float]]]:
+    """One row a layer name; a sample is the mean over that layer's calls in one pass through the model."""
+    calls = {call.layer: call.calls for call in bench.model.calls()}
+    samples = repeat(lambda: one_pass(bench, point["tokens"]), bench.grid.budget)
+    return [({"layer": name}, [seconds / calls[name] for seconds in samples[name]]) for name in samples]
+
+
+def one_pass(bench: Workbench, tokens: int) -> dict[str, float]:
+    """The decoder's forward pass on random activations, its attention left out: seconds by layer name."""
+    decoder, model, lap = bench.decoder, bench.model, bench.timer.lap
+    eps = model.rms_eps
+    ids = torch.randint(0, model.vocab, (tokens,), device=bench.device)
+    start = torch.randint(0, model.max_context - tokens + 1, ()).item()
+    cos, sin = decoder.cos[start : start + tokens], decoder.sin[start : start + tokens]
+    attended = bench.random(tokens, model.heads * model.head_dim)
+
+    bench.timer.start()
+    residual = embedding(ids, decoder.weights.embedding)
+    lap("embedding")
+    x = torch.zeros_like(residual)
+    lap("")
+    for layer in decoder.weights.layers:
+        x = add_rmsnorm(x, residual, layer.input_norm, eps)
+        lap("layernorm")
+        qkv = linear(x, layer.qkv_proj).view(tokens, -1, model.head_dim)
+        lap("qkv_proj")
+        if layer.query_norm is not None and layer.key_norm is not None:
+            decoder.qk_norm(qkv, layer.query_norm, layer.key_norm)
+            lap("qk_norm")
+        rotary(qkv[:, : model.heads + model.kv_heads], cos, sin)
+        lap("rotary_emb")
+        x = linear(attended, layer.o_proj)
+        lap("o_proj")
+        x = add_rmsnorm(x, residual, layer.post_norm, eps)
+        lap("layernorm")
+        x = linear(x, layer.gate_up_proj)
+        lap("gate_up_proj")
+        x = silu_mul(x)
+        lap("act_fn")
+        x = linear(x, layer.down_proj)
+        lap("down_proj")
+    add_rmsnorm(x, residual, decoder.weights.final_norm, eps)
+    lap("final_layernorm")
+    return bench.timer.seconds()

@@ -1,0 +1,83 @@
+"""Timing one kernel after another: laps between marks, by wall clock on a CPU and by events on a GPU."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from time import perf_counter
+
+import torch
+
+# A pass over the model's layers is repeated until it has taken this long, within these bounds.
+MIN_PASSES, MAX_PASSES = 3, 40
+
+# Long enough that the host has queued a whole pass before the GPU starts on it: no launch gap is timed.
+_SPIN_CYCLES = 20_000_000
+
+
+class LapTimer:
+    """Names the time since the last mark; laps of one name add up.
+
+    On a GPU the marks are events on the stream, which a spinning kernel holds back while the host queues.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+
+    def start(self) -> None:
+        """Forget all laps; the first begins now."""
+        self._marks = []
+        if self._on_gpu:
+            torch.cuda.synchronize()
+            torch.cuda._sleep(_SPIN_CYCLES)
+        self.lap("")
+
+    def lap(self, name: str) -> None:
+        """The time since the last mark belongs to `name`; "" is not wanted."""
+        if self._on_gpu:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append((name, event))
+        else:
+            self._marks.append((name, perf_counter()))
+
+    def seconds(self) -> dict[str, float]:
+        """Total seconds by name, the unwanted left out."""
+        if self._on_gpu:
+            torch.cuda.synchronize()
+        total: dict[str, float] = defaultdict(float)
+        for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):
+            if name:
+                total[name] += _between(before, after)
+        return dict(total)
+
+
+def repeat(one_pass: Callable[[], dict[str, float]], budget: float) -> dict[str, list[float]]:
+    """Run a pass once to warm up, then again and again for about `budget` seconds; every pass's seconds by name."""
+    one_pass()
+    samples: dict[str, list[float]] = defaultdict(list)
+    begin = perf_counter()
+    for done in range(MAX_PASSES):
+        if done >= MIN_PASSES and perf_counter() - begin > budget:
+            break
+        for name, seconds in one_pass().items():
+            samples[name].append(seconds)
+    return dict(samples)
+
+
+def wall(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds from an idle device to an idle device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    begin = perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return perf_counter() - begin
+
+
+def _between(before: float | torch.cuda.Event, after: float | torch.cuda.Event) -> float:
+    if isinstance(before, float) or isinstance(after, float):
+        return float(after) - float(before)
+    return before.elapsed_time(after) / 1e3
