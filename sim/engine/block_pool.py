@@ -7,7 +7,9 @@ recently freed first, cached or not, and a request's blocks enter it last block 
 One `Span` stands for the consecutive blocks of one prefix id, so that a trace with 512-token ids costs one look-up
 an id and not one a block. Evicting the end of a span keeps its start usable, exactly as block by block. Two
 differences remain. A span that several requests hold is freed as a whole by the last of them (with ids of one block
-there is no difference); and a block computed twice, by two requests that could not see each other's, is cached once.
+there is no difference). And a block that two requests computed, because neither could see the other's, is cached
+once: should that copy be evicted first, as can happen when prefixes are shared and requests preempted, the other one
+is not found.
 """
 
 from collections import OrderedDict

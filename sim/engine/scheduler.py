@@ -162,6 +162,8 @@ class Scheduler:
                     finished.append(request)
                 else:
                     self._start_decoding(request)
+        if len(finished) > 1:
+            finished.sort(key=lambda request: request.admission)  # their blocks enter the queue in this order
         for request in finished:
             request.finish = now
             self.pool.release(request.holding)

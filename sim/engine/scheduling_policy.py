@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable
 from heapq import heappop, heappush
-from itertools import count
 from typing import Protocol
 
 from sim.engine.request import Request
@@ -48,14 +47,13 @@ class FirstComeFirstServed:
 
 
 class MostUrgentFirst:
-    """By (priority, arrival), preempted requests like any other (vLLM `v1/core/sched/request_queue.py`)."""
+    """By (priority, arrival, request_id), preempted requests like any other (vLLM `v1/core/sched/request_queue.py`)."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[int, float, int, Request]] = []
-        self._sequence = count()
 
     def push(self, request: Request) -> None:
-        heappush(self._heap, (-request.priority, request.arrival, next(self._sequence), request))
+        heappush(self._heap, (-request.priority, request.arrival, request.request_id, request))
 
     put_back = push
 
@@ -74,7 +72,7 @@ def _last_admitted(running: dict[Request, None]) -> Request:
 
 
 def _least_urgent(running: dict[Request, None]) -> Request:
-    return max(running, key=lambda request: (-request.priority, request.arrival))
+    return max(running, key=lambda request: (-request.priority, request.arrival, request.request_id))
 
 
 # Policy → (its queue, whom it preempts when blocks run out).

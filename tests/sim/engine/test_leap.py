@@ -1,0 +1,97 @@
+"""A leap is exact: request by request and step by step the same as one step at a time."""
+
+import numpy as np
+import polars as pl
+import pytest
+from engine_workloads import LinearStepTimes, configs, traces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from polars.testing import assert_frame_equal
+
+from sim.engine.config import EngineConfig
+from sim.fleet.fleet import Fleet, FleetRun
+from sim.fleet.routers import ROUTERS
+from sim.results.tables import REQUESTS
+
+
+def run(
+    trace: pl.DataFrame, config: EngineConfig, *, leap: bool, replicas: int = 1, router: str = "round_robin"
+) -> FleetRun:
+    return Fleet(trace, config, LinearStepTimes(), replicas=replicas, router=router, seed=3, leap=leap).run()
+
+
+def single_steps(steps: pl.DataFrame) -> dict[str, int]:
+    """What must not depend on how steps are grouped."""
+    return {
+        "steps": int(steps["steps"].sum()),
+        "decoded": int((steps["steps"] * steps["decode_seqs"]).sum()),
+        "prefilled": int(steps["prefill_tokens"].sum()),
+        "preempted": int(steps["preempted"].sum()),
+    }
+
+
+@settings(max_examples=200, deadline=None)
+@given(configs(block_size=4), traces(), st.integers(1, 3), st.sampled_from(sorted(ROUTERS)))
+def test_leap_equals_step(config: EngineConfig, trace: pl.DataFrame, replicas: int, router: str) -> None:
+    leapt = run(trace, config, leap=True, replicas=replicas, router=router)
+    stepped = run(trace, config, leap=False, replicas=replicas, router=router)
+    # Stronger than the 1e-9 s that we promise: the same additions in the same order give the same bits.
+    assert_frame_equal(leapt.requests, stepped.requests, check_exact=True)
+    assert single_steps(leapt.steps) == single_steps(stepped.steps)
+    for column in ("start", "end"):
+        assert set(leapt.steps[column]) <= set(stepped.steps[column])
+
+
+@settings(max_examples=100, deadline=None)
+@given(configs(), traces(id_tokens=16), st.integers(1, 3))
+def test_nothing_is_lost_and_no_clock_runs_back(config: EngineConfig, trace: pl.DataFrame, replicas: int) -> None:
+    result = run(trace, config, leap=True, replicas=replicas)
+    requests, steps = result.requests, result.steps
+    assert list(requests.columns) == list(REQUESTS)
+    assert requests["status"].to_list() == ["finished"] * len(trace)
+    for earlier, later in (
+        ("arrival", "first_scheduled"),
+        ("first_scheduled", "first_token"),
+        ("first_token", "finish"),
+    ):
+        assert (requests[earlier] <= requests[later]).all()
+    for _, of_replica in steps.group_by("replica"):
+        assert (of_replica["start"].to_numpy()[1:] >= of_replica["end"].to_numpy()[:-1]).all()
+    assert (steps["kv_blocks"] <= config.kv_blocks).all()
+    assert (steps["running"] <= config.max_num_seqs).all()
+    assert (steps["prefill_tokens"] + steps["decode_seqs"] <= config.max_num_batched_tokens).all()
+    for _, of_replica in steps.group_by("replica"):
+        assert of_replica["kv_blocks"][-1] == 0
+    # Every output token but the first of a prompt is decoded; what preemption threw away is computed again as prompt.
+    generated = int(trace["output_tokens"].sum())
+    decoded = int((steps["steps"] * steps["decode_seqs"]).sum())
+    prefilled = int(steps["prefill_tokens"].sum())
+    computed_once = int(trace["prompt_tokens"].sum()) + generated - len(trace)
+    if not result.requests["preemptions"].sum():
+        assert decoded == generated - len(trace)
+        assert prefilled == int(trace["prompt_tokens"].sum()) - int(requests["cached_tokens"].sum())
+    else:
+        assert decoded <= generated - len(trace)
+        assert decoded + prefilled + int(requests["cached_tokens"].sum()) >= 0
+        if not config.enable_prefix_caching:
+            assert decoded + prefilled >= computed_once
+
+
+@pytest.mark.parametrize("leap", [True, False])
+def test_an_arrival_inside_a_leap_is_seen_at_the_next_boundary(leap: bool) -> None:
+    trace = pl.DataFrame(
+        {"request_id": [0, 1], "arrival": [0.0, 0.25], "prompt_tokens": [10, 10], "output_tokens": [100, 2]}
+    )
+    times = LinearStepTimes(base=0.1, per_token=0.0, per_kv=0.0)
+    result = Fleet(trace, EngineConfig(kv_blocks=100), times, leap=leap).run()
+    assert result.requests["first_scheduled"].to_list() == pytest.approx([0.0, 0.3])
+    assert result.requests["finish"].to_list() == pytest.approx([10.0, 0.5])
+
+
+def test_a_long_decode_is_one_event() -> None:
+    trace = pl.DataFrame({"request_id": [0], "arrival": [0.0], "prompt_tokens": [8], "output_tokens": [5000]})
+    result = run(trace, EngineConfig(kv_blocks=1000), leap=True)
+    assert result.steps["steps"].to_list() == [1, 4999]
+    times = LinearStepTimes()
+    expected = times.step([(8, 0)], 0, 0) + np.sum(times.decode_run(1, 8, 4999))
+    assert result.requests["finish"][0] == pytest.approx(expected, abs=1e-9)

@@ -1,0 +1,77 @@
+"""Random workloads and settings for the engine's property tests, and step times with a simple law."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from hypothesis import strategies as st
+
+from sim.engine.config import EngineConfig
+
+
+@dataclass(frozen=True)
+class LinearStepTimes:
+    """Seconds = base + per_token · tokens + per_kv · cached tokens: what a memory-bound engine roughly does."""
+
+    base: float = 0.01
+    per_token: float = 0.000_1
+    per_kv: float = 0.000_001_7
+
+    def step(self, prefills: Sequence[tuple[int, int]], decodes: int, kv_tokens: int) -> float:
+        if not prefills:
+            return float(self.decode_run(decodes, kv_tokens, 1)[0])
+        tokens = decodes + sum(new for new, _ in prefills)
+        cached = kv_tokens + sum(start for _, start in prefills)
+        return self.base + self.per_token * tokens + self.per_kv * cached
+
+    def decode_run(self, decodes: int, kv_tokens: int, steps: int) -> np.ndarray:
+        kv = kv_tokens + decodes * np.arange(steps)
+        return self.base + self.per_token * decodes + self.per_kv * kv
+
+
+@st.composite
+def configs(draw: st.DrawFn, block_size: int | None = None) -> EngineConfig:
+    size = block_size or draw(st.sampled_from([1, 2, 4, 16]))
+    seqs = draw(st.integers(1, 8))
+    return EngineConfig(
+        kv_blocks=-(-96 // size) + draw(st.integers(0, 40)),
+        block_size=size,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=draw(st.integers(seqs, seqs + 48)),
+        long_prefill_token_threshold=draw(st.none() | st.integers(1, 24)),
+        enable_prefix_caching=draw(st.booleans()),
+        scheduling_policy=draw(st.sampled_from(["fcfs", "priority"])),
+    )
+
+
+@st.composite
+def traces(draw: st.DrawFn, id_tokens: int = 4) -> pl.DataFrame:
+    """Up to 30 requests of at most 96 tokens, arriving together or apart, some with shared prefixes."""
+    count = draw(st.integers(1, 30))
+    gaps = draw(st.lists(st.sampled_from([0.0, 0.0, 0.003, 0.02, 0.05, 0.4]), min_size=count, max_size=count))
+    prompts = draw(st.lists(st.integers(1, 60), min_size=count, max_size=count))
+    outputs = draw(st.lists(st.integers(1, 36), min_size=count, max_size=count))
+    groups = draw(st.lists(st.integers(0, 3), min_size=count, max_size=count))
+    shared = draw(st.lists(st.integers(0, 60), min_size=count, max_size=count))
+    priorities = draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
+    ids = []
+    for request, (prompt, group, common) in enumerate(zip(prompts, groups, shared, strict=True)):
+        blocks = prompt // id_tokens
+        common_blocks = min(common, prompt) // id_tokens
+        ids.append(
+            [1_000 * (group + 1) + i for i in range(common_blocks)]
+            + [1_000_000 * (request + 1) + i for i in range(common_blocks, blocks)]
+        )
+    return pl.DataFrame(
+        {
+            "request_id": range(count),
+            "arrival": np.cumsum(gaps).tolist(),
+            "prompt_tokens": prompts,
+            "output_tokens": outputs,
+            "prefix_ids": ids,
+            "prefix_block_tokens": [id_tokens] * count,
+            "priority": priorities,
+        },
+        schema_overrides={"prefix_ids": pl.List(pl.Int64)},
+    )

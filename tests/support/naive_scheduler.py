@@ -1,0 +1,166 @@
+"""The rules of vLLM V1, written the slow and obvious way: every request, every token and every block is visited.
+
+The real scheduler counts instead; the tests hold the two to the same decisions.
+"""
+
+from dataclasses import dataclass, field
+
+from sim.engine.config import EngineConfig
+
+
+@dataclass
+class Block:
+    number: int
+    key: tuple | None = None
+    holders: int = 0
+
+
+@dataclass(eq=False)
+class NaiveRequest:
+    request_id: int
+    arrival: float
+    prompt: int
+    output: int
+    ids: tuple = ()
+    priority: int = 0
+    computed: int = 0
+    offered: int = 0  # blocks that were full and offered to the cache
+    generated: int = 0
+    blocks: list = field(default_factory=list)
+    first_scheduled: float | None = None
+    first_token: float | None = None
+    finish: float | None = None
+    cached: int = 0
+    preemptions: int = 0
+
+    @property
+    def known(self) -> int:
+        return self.prompt + self.generated
+
+    def key(self, block: int) -> tuple:
+        # What the trace does not name, nobody else can have.
+        return ("trace", self.ids[block]) if block < len(self.ids) else (self.request_id, block)
+
+
+class NaiveScheduler:
+    """Prefix ids stand for one block each."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.queue = [Block(i) for i in range(config.kv_blocks)]  # free blocks, longest free first
+        self.cached: dict[tuple | None, Block] = {}
+        self.waiting: list[NaiveRequest] = []
+        self.running: list[NaiveRequest] = []
+
+    def add(self, request: NaiveRequest) -> None:
+        self.waiting.append(request)
+
+    def _order_waiting(self) -> None:
+        if self.config.scheduling_policy == "priority":
+            self.waiting.sort(key=lambda r: (-r.priority, r.arrival, r.request_id))
+
+    def schedule(self, now: float) -> dict[NaiveRequest, int]:
+        size, budget = self.config.block_size, self.config.max_num_batched_tokens
+        limit = self.config.long_prefill_token_threshold or budget
+        granted: dict[NaiveRequest, int] = {}
+        preempted = False
+        for request in list(self.running):
+            if request not in self.running:
+                continue
+            tokens = min(request.known - request.computed, limit, budget)
+            if not tokens:
+                continue
+            missing = -(-(request.computed + tokens) // size) - len(request.blocks)
+            while missing > len(self.queue) and request in self.running:
+                if self.config.scheduling_policy == "priority":
+                    victim = max(self.running, key=lambda r: (-r.priority, r.arrival, r.request_id))
+                else:
+                    victim = self.running[-1]
+                budget += granted.pop(victim, 0)
+                self.running.remove(victim)
+                self._free(victim)
+                victim.computed = 0
+                victim.preemptions += 1
+                self.waiting.insert(0, victim)
+                preempted = True
+            if request not in self.running:
+                break
+            self._take(request, missing)
+            granted[request] = tokens
+            budget -= tokens
+        for request, tokens in granted.items():
+            self._cache(request, request.computed + tokens)
+        while not preempted and self.waiting and budget and len(self.running) < self.config.max_num_seqs:
+            self._order_waiting()
+            request = self.waiting[0]
+            hit = self._find(request) if self.config.enable_prefix_caching else []
+            start = len(hit) * size
+            tokens = min(request.known - start, limit)
+            if tokens > budget and not self.config.enable_chunked_prefill:
+                break
+            tokens = min(tokens, budget)
+            missing = -(-(start + tokens) // size) - len(hit)
+            if missing + sum(not block.holders for block in hit) > len(self.queue):
+                break
+            self.waiting.pop(0)
+            self.running.append(request)
+            for block in hit:
+                if not block.holders:
+                    self.queue.remove(block)
+                block.holders += 1
+            request.blocks = list(hit)
+            request.offered = len(hit)
+            request.computed = start
+            self._take(request, missing)
+            self._cache(request, start + tokens)
+            if request.first_scheduled is None:
+                request.first_scheduled, request.cached = now, start
+            granted[request] = tokens
+            budget -= tokens
+        return granted
+
+    def finish(self, granted: dict[NaiveRequest, int], now: float) -> None:
+        for request, tokens in granted.items():
+            request.computed += tokens
+            if request.computed == request.known:
+                if not request.generated:
+                    request.first_token = now
+                request.generated += 1
+                if request.generated == request.output:
+                    request.finish = now
+                    self.running.remove(request)
+                    self._free(request)
+
+    def _find(self, request: NaiveRequest) -> list[Block]:
+        hit = []
+        for index in range((request.known - 1) // self.config.block_size):
+            block = self.cached.get(request.key(index))
+            if block is None:
+                break
+            hit.append(block)
+        return hit
+
+    def _take(self, request: NaiveRequest, count: int) -> None:
+        for _ in range(count):
+            block = self.queue.pop(0)
+            if self.cached.get(block.key) is block:
+                del self.cached[block.key]
+            block.key, block.holders = None, 1
+            request.blocks.append(block)
+
+    def _cache(self, request: NaiveRequest, tokens: int) -> None:
+        full = tokens // self.config.block_size
+        for index in range(request.offered, full):
+            block, key = request.blocks[index], request.key(index)
+            own = key[0] == request.request_id  # computed again after a preemption: the new copy takes the name
+            if own or key not in self.cached:
+                block.key = key
+                self.cached[key] = block
+        request.offered = full
+
+    def _free(self, request: NaiveRequest) -> None:
+        for block in reversed(request.blocks):
+            block.holders -= 1
+            if not block.holders:
+                self.queue.append(block)
+        request.blocks = []
