@@ -33,9 +33,9 @@ def measure(bench: Workbench, point: dict[str, Any]) -> list[tuple[dict[str, Any
     else:
         shape = StepShape([(point["prefill_chunk"], point["kv_prefill"])], [])
     decoder, model = bench.decoder, bench.model
+    layout = decoder.layout(bench.batch(shape))
 
     def one_pass() -> dict[str, float]:
-        layout = decoder.layout(bench.batch(shape))
         qkv = bench.random(shape.tokens, model.heads + 2 * model.kv_heads, model.head_dim)
         bench.timer.start()
         for index, cache in enumerate(decoder.caches):

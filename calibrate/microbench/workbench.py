@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import torch
 
@@ -51,6 +52,10 @@ class Workbench:
         """Decoding sequences first, then the prefills."""
         decodes = [self.sequence(1, context) for context in shape.contexts]
         return decodes + [self.sequence(new, cached) for new, cached in shape.prefills]
+
+    def fresh_tokens(self, batch: list[SequenceInput]) -> list[SequenceInput]:
+        """The same batch with other tokens: the blocks stay, as they do from step to step of an engine."""
+        return [replace(one, tokens=[self._random.randrange(self.model.vocab) for _ in one.tokens]) for one in batch]
 
     def random(self, *shape: int) -> torch.Tensor:
         """Fresh normal values of the model's dtype."""
