@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from ground.spec import Spec
 from traces import scaling
 from traces.dequantise import dequantise
 from traces.loading import read
 from traces.synth import SynthSpec, generate
-from traces.synth.model import Spec
 from traces.table import Trace
 
 

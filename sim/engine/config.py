@@ -2,15 +2,14 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from ground.spec import Spec
 
 
-class EngineConfig(BaseModel):
-    """Limits and policies of one engine's scheduler and block pool."""
+class EngineLimits(Spec):
+    """Limits and policies of one engine's scheduler."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kv_blocks: int = Field(gt=0, description="KV cache blocks in the pool")
     block_size: int = Field(default=16, gt=0, description="tokens a block holds")
     max_num_batched_tokens: int = Field(default=2048, gt=0, description="token budget of a step")
     max_num_seqs: int = Field(default=256, gt=0, description="sequences running at once")
@@ -23,10 +22,16 @@ class EngineConfig(BaseModel):
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
 
     @model_validator(mode="after")
-    def _every_sequence_fits_the_budget(self) -> "EngineConfig":
+    def _every_sequence_fits_the_budget(self) -> "EngineLimits":
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}; "
                 f"expected at least max_num_seqs ({self.max_num_seqs}), so that every sequence can decode"
             )
         return self
+
+
+class EngineConfig(EngineLimits):
+    """The same, with the size of the block pool."""
+
+    kv_blocks: int = Field(gt=0, description="KV cache blocks in the pool")

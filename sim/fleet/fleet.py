@@ -5,7 +5,6 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
-import numpy as np
 import polars as pl
 import simpy
 
@@ -17,6 +16,7 @@ from sim.engine.request import Request
 from sim.fleet.routers import ROUTERS
 from sim.fleet.routers.router import RouterSetting
 from sim.results.recorder import RequestRecorder, StepRecorder
+from traces.streams import stream
 
 REJECTED = "rejected"
 
@@ -56,8 +56,8 @@ class Fleet:
         self._trace = requests
         self._records = RequestRecorder(requests["prompt_tokens"].to_numpy(), requests["output_tokens"].to_numpy())
         self._steps = StepRecorder()
-        random = np.random.default_rng(np.random.SeedSequence([seed, *b"router"]))
-        self._router = ROUTERS[router](RouterSetting(replicas, random, engine.kv_blocks * engine.block_size))
+        setting = RouterSetting(replicas, stream(seed, "router"), engine.kv_blocks * engine.block_size)
+        self._router = ROUTERS[router](setting)
         self._outstanding = [0] * replicas
         self._engines = [
             Engine(self._clock, replica, engine, step_times, self._steps, self._finished, leap=leap)

@@ -234,7 +234,7 @@ lengths:
         (("rate: 2", "rate: fast"), r"arrivals.rate: .*number.*found 'fast'"),
         (("process: poisson", "process: bursty"), r"arrivals: .*'bursty'"),
         (("process: poisson", "process: gamma"), r"arrivals: give exactly one of cv and burstiness"),
-        (("requests: 5", ""), r"the spec: give requests, duration or both"),
+        (("requests: 5", ""), r"the whole: give requests, duration or both"),
         (("requests: 5", "requests: 0"), r"requests: .*greater than 0, found 0"),
         (("requests: 5", "requests: 5\nspeed: 3"), r"unknown key 'speed'"),
         (("value: 5}\n  output", "value: 0}\n  output"), r"lengths.prompt.value: .*greater than 0"),

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, model_validator
 
-from traces.synth.model import Spec
+from ground.spec import Spec
 
 Times = NDArray[np.float64]
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from traces.synth.model import Spec
+from ground.spec import Spec
 
 Counts = NDArray[np.int64]
 

@@ -7,9 +7,9 @@ import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt
 
+from ground.spec import Spec
 from traces.streams import stream
 from traces.synth.lengths import Count, zipf_ranks
-from traces.synth.model import Spec
 
 Ints = NDArray[np.int64]
 

@@ -9,10 +9,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ground.errors import UserError
+from ground.spec import Spec
 from traces.loading import read
 from traces.readers import vidur
 from traces.readers.raw import open_raw
-from traces.synth.model import Spec
 
 
 class Resample(Spec):

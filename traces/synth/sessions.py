@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import PositiveInt
 
+from ground.spec import Spec
 from traces.synth.lengths import Count, Time
-from traces.synth.model import Spec
 
 Ints = NDArray[np.int64]
 

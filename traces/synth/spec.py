@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import yaml
-from pydantic import PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
-from ground.errors import UserError
+from ground.spec import Spec, check_spec, read_yaml
 from traces.synth.arrivals import Arrivals
 from traces.synth.lengths import Count
-from traces.synth.model import Spec
 from traces.synth.prefixes import Prefixes
 from traces.synth.resample import Resample
 from traces.synth.sessions import Sessions
@@ -59,33 +56,4 @@ def load_spec(path: Path) -> SynthSpec:
     Raises:
         UserError: the file cannot be read, is no YAML mapping, or has a wrong key, type or value; names the key.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: found {type(data).__name__}, expected a mapping with requests, arrivals, lengths")
-    try:
-        return SynthSpec.model_validate(data)
-    except ValidationError as error:
-        raise UserError(f"{path}: {_first_problem(error, data)}") from error
-
-
-def _first_problem(error: ValidationError, data: dict[str, Any]) -> str:
-    """The first problem as `key.key: what`, without the union tags that pydantic puts between the keys."""
-    problem = error.errors(include_url=False)[0]
-    keys: list[str] = []
-    here: Any = data
-    for key in problem["loc"]:
-        if isinstance(here, dict) and key in here:
-            here = here[key]
-            keys.append(str(key))
-    if problem["type"] == "missing":
-        keys.append(str(problem["loc"][-1]))
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {'.'.join(keys)!r}"
-    text = problem["msg"].removeprefix("Value error, ")
-    found = "" if isinstance(problem["input"], dict) else f", found {problem['input']!r}"
-    return f"{'.'.join(keys) or 'the spec'}: {text}{found}"
+    return check_spec(SynthSpec, read_yaml(path), str(path))

@@ -1,0 +1,119 @@
+"""A scenario: what arrives, on which engines, and what is promised. Read from YAML, checked, resolved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, model_validator
+
+from ground.errors import UserError
+from ground.spec import Spec, check_spec, read_yaml
+from sim.engine.config import EngineLimits
+from sim.engine.presets import PRESETS
+from sim.fleet.routers import ROUTERS
+from sim.results.slo import Slo
+from traces.source import TraceSource
+
+
+class EngineSettings(EngineLimits):
+    """What is set on every engine; what is not, the preset decides (`sim.engine.presets`)."""
+
+    preset: str = "vllm-0.11"
+    tensor_parallel: int = Field(default=1, gt=0, description="GPUs of one engine")
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    kv_blocks: int | None = Field(default=None, gt=0, description="blocks; predicted from the memory if not given")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        preset = given.get("preset", cls.model_fields["preset"].default)
+        if preset not in PRESETS:
+            raise ValueError(f"unknown preset {preset!r}, expected one of {', '.join(PRESETS)}")
+        return {**PRESETS[preset], **given}
+
+
+class FleetSettings(Spec):
+    replicas: int = Field(default=1, gt=0)
+    router: str = "round_robin"
+
+    @model_validator(mode="after")
+    def _known_router(self) -> FleetSettings:
+        if self.router not in ROUTERS:
+            raise ValueError(f"unknown router {self.router!r}, expected one of {', '.join(ROUTERS)}")
+        return self
+
+
+class Scenario(Spec):
+    trace: TraceSource
+    model: str = Field(description="a bundled model, or the path of a Hugging Face config.json")
+    profile: str = Field(description="a profile's folder or bundled name, or datasheet:DEVICE")
+    engine: EngineSettings = EngineSettings()
+    fleet: FleetSettings = FleetSettings()
+    slo: Slo = Slo()
+    gpu_hour_price: float | None = Field(default=None, gt=0, description="price of one GPU for one hour")
+    seed: int = Field(default=0, ge=0)
+
+    @property
+    def gpus(self) -> int:
+        return self.fleet.replicas * self.engine.tensor_parallel
+
+    def resolved(self) -> dict[str, Any]:
+        """As plain data, with every default spelled out and nothing that was left open."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def load_scenario(path: Path, overrides: dict[str, Any] | None = None) -> Scenario:
+    """Read a scenario; `overrides` are dotted keys, set before it is checked. Paths become absolute.
+
+    Raises:
+        UserError: not readable, or a wrong key, type, unit or range; names the key.
+    """
+    return make_scenario(read_yaml(path), overrides or {}, path.parent, str(path))
+
+
+def make_scenario(data: dict[str, Any], overrides: dict[str, Any], base_dir: Path, source: str) -> Scenario:
+    """The same from plain data; relative paths in it start at `base_dir`."""
+    for key, value in overrides.items():
+        data = _with(data, key.split("."), value, key, source)
+    for keys in (("trace", "file"), ("trace", "synth", "lengths", "resample", "file"), ("profile",), ("model",)):
+        name = _lookup(data, keys)
+        # A profile or model may be a bundled name; only what exists beside the scenario is meant as a path.
+        if isinstance(name, str) and (keys[-1] == "file" or (base_dir / name).exists()):
+            data = _with(data, list(keys), str((base_dir / name).resolve()), ".".join(keys), source)
+    return check_spec(Scenario, data, source)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`key=value`, the value as YAML: `engine.max_num_seqs=64`.
+
+    Raises:
+        UserError: no `=`, no key, or a value that is not YAML.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {text}: expected key=value, such as engine.max_num_seqs=64")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {text}: the value is not YAML ({' '.join(str(error).split())})") from error
+
+
+def _with(data: dict[str, Any], keys: list[str], value: Any, key: str, source: str) -> dict[str, Any]:
+    """A copy of `data` in which the nested key is `value`."""
+    first, *rest = keys
+    if not rest:
+        return {**data, first: value}
+    inner = data.get(first) or {}
+    if not isinstance(inner, dict):
+        raise UserError(f"{source}: {key}: {first!r} is {inner!r}, expected a mapping of keys")
+    return {**data, first: _with(inner, rest, value, key, source)}
+
+
+def _lookup(data: Any, keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data

@@ -1,0 +1,103 @@
+"""From a scenario to a run: read the trace, compile the step times, simulate, measure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from calibrate.latency import StepLatency
+from calibrate.memory import kv_block_count
+from calibrate.model import load_model
+from calibrate.profile import load_profile
+from ground.assumption import Assumption
+from sim.engine.config import EngineConfig
+from sim.fleet.fleet import Fleet
+from sim.results import metrics
+from sim.results.folder import Run
+from sim.study.scenario import Scenario
+from traces.source import TraceSource
+from traces.table import Trace
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """One engine of a scenario, ready to run: its settings, its step times, and what had to be assumed for them."""
+
+    config: EngineConfig
+    step_times: StepLatency
+    assumptions: list[Assumption]
+
+
+def deploy(scenario: Scenario) -> Deployment:
+    """Raises UserError: the profile is of another model or lacks a kernel, or the model does not fit the device."""
+    settings = scenario.engine
+    model = load_model(scenario.model)
+    profile = load_profile(scenario.profile, model, settings.tensor_parallel, Path())
+    step_times = StepLatency(profile, model, settings.tensor_parallel)
+    assumptions = list(step_times.assumptions)
+    blocks = settings.kv_blocks
+    if blocks is None:
+        blocks, terms = kv_block_count(
+            profile,
+            model,
+            settings.tensor_parallel,
+            settings.block_size,
+            settings.gpu_memory_utilization,
+            settings.max_num_batched_tokens,
+            settings.max_num_seqs,
+        )
+        assumptions += terms
+    else:
+        assumptions.append(Assumption("engine.kv_blocks", blocks, "blocks", "user", "given in the scenario"))
+    limits = settings.model_dump(exclude={"preset", "tensor_parallel", "gpu_memory_utilization", "kv_blocks"})
+    return Deployment(EngineConfig(kv_blocks=blocks, **limits), step_times, assumptions)
+
+
+def load_trace(scenario: Scenario) -> Trace:
+    """The requests of a scenario. The last ones are kept, since the points of a sweep mostly share them."""
+    return _load_trace(scenario.trace.model_dump_json(exclude_none=True), scenario.seed)
+
+
+@lru_cache(maxsize=2)
+def _load_trace(source: str, seed: int) -> Trace:
+    return TraceSource.model_validate_json(source).load(Path(), seed)
+
+
+def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
+    """Simulate a scenario, on its own trace unless another is given.
+
+    Raises:
+        UserError: the trace, profile or model cannot be read or do not fit each other, or a request can never run.
+    """
+    trace = trace or load_trace(scenario)
+    deployment = deploy(scenario)
+    result = Fleet(
+        trace.requests,
+        deployment.config,
+        deployment.step_times,
+        replicas=scenario.fleet.replicas,
+        router=scenario.fleet.router,
+        seed=scenario.seed,
+    ).run()
+    assumptions = [
+        *deployment.assumptions,
+        *(
+            Assumption(f"latency.extrapolated.{kernel}", count, "look-ups", "assumed", "outside the measured grid")
+            for kernel, count in deployment.step_times.extrapolated.items()
+            if count
+        ),
+        *(
+            Assumption("trace.dropped", count, "rows", "assumed", f"left out of {trace.source}: {reason}")
+            for reason, count in trace.dropped.items()
+        ),
+    ]
+    numbers = metrics.compute(
+        result.requests,
+        result.steps,
+        slo=scenario.slo,
+        gpus=scenario.gpus,
+        gpu_hour_price=scenario.gpu_hour_price,
+        kv_blocks_total=deployment.config.kv_blocks * scenario.fleet.replicas,
+    )
+    return Run(result.requests, result.steps, numbers, scenario.resolved(), assumptions)
