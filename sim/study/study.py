@@ -1,0 +1,140 @@
+"""A study: one scenario, and which of its keys to vary how."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from ground.errors import UserError
+from ground.spec import Spec, check_spec, read_yaml
+from sim.results.metric_names import describe
+from sim.study.scenario import Scenario, make_scenario
+from traces.streams import stream
+
+
+class Range(Spec):
+    """An interval to draw from; `log` draws the logarithm uniformly, `integer` rounds down."""
+
+    low: float
+    high: float
+    log: bool = False
+    integer: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if self.low >= self.high:
+            raise ValueError(f"low is {self.low:g} and high {self.high:g}, expected low < high")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low is {self.low:g}, expected more than 0 with log")
+        return self
+
+    def draw(self, random: np.random.Generator) -> float | int:
+        share = random.random()
+        if self.log:
+            value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
+        else:
+            value = self.low + share * (self.high - self.low)
+        return math.floor(value) if self.integer else value
+
+
+class Study(Spec):
+    """`grid` takes every combination of the listed values; `random` draws `points` of them."""
+
+    scenario: dict[str, Any]
+    method: Literal["grid", "random"] = "grid"
+    parameters: dict[str, list[Any] | Range] = Field(min_length=1)
+    points: int | None = Field(default=None, gt=0)
+    baseline: dict[str, Any] = Field(default_factory=dict)  # dotted keys: the setting to compare with
+    objective: str = "goodput.requests"
+    winners: int = Field(default=3, gt=0)
+    seed: int = Field(default=0, ge=0)
+
+    @field_validator("objective")
+    @classmethod
+    def _known_objective(cls, name: str) -> str:
+        try:
+            better = describe(name).better
+        except UserError as error:
+            raise ValueError(error.message) from error
+        if better == "neither":
+            raise ValueError(f"{name} is neither better large nor small, expected a metric to improve")
+        return name
+
+    @model_validator(mode="after")
+    def _method_fits(self) -> Study:
+        if self.method == "random" and self.points is None:
+            raise ValueError("method random needs points, the number of points to draw")
+        if self.method == "grid":
+            if self.points is not None:
+                raise ValueError("points belongs to method random; a grid has as many as its lists make")
+            for key, values in self.parameters.items():
+                if isinstance(values, Range):
+                    raise ValueError(f"parameters.{key}: a grid needs a list of values, not a range")
+        for key, values in self.parameters.items():
+            if not isinstance(values, Range) and not values:
+                raise ValueError(f"parameters.{key}: the list is empty")
+        return self
+
+    def settings(self) -> list[dict[str, Any]]:
+        """The dotted keys that each point sets; point 0 is the baseline."""
+        return [self.baseline, *(self._grid() if self.method == "grid" else self._random())]
+
+    def scenario_of(self, setting: dict[str, Any]) -> Scenario:
+        """Raises UserError: the setting makes no valid scenario; names the key."""
+        return make_scenario(self.scenario, setting, Path(), "the scenario")
+
+    def _grid(self) -> list[dict[str, Any]]:
+        values = [values for values in self.parameters.values() if not isinstance(values, Range)]
+        return [dict(zip(self.parameters, point, strict=True)) for point in itertools.product(*values)]
+
+    def _random(self) -> list[dict[str, Any]]:
+        streams = {key: stream(self.seed, key) for key in self.parameters}
+        return [
+            {
+                key: values.draw(streams[key])
+                if isinstance(values, Range)
+                else values[int(streams[key].integers(len(values)))]
+                for key, values in self.parameters.items()
+            }
+            for _ in range(self.points or 0)
+        ]
+
+
+def load_study(path: Path) -> Study:
+    """Read a study. `scenario` in it is a mapping, or the path of a scenario file beside it.
+
+    Raises:
+        UserError: a file cannot be read, or a key, type or value is wrong; names the key.
+    """
+    data = read_yaml(path)
+    base_dir, source, scenario = path.parent, str(path), data.get("scenario")
+    if isinstance(scenario, str):
+        file = base_dir / scenario
+        base_dir, source, scenario = file.parent, str(file), read_yaml(file)
+    if not isinstance(scenario, dict):
+        raise UserError(f"{path}: scenario is {scenario!r}, expected a mapping or the path of a scenario file")
+    # Checked once as it stands, so that its mistakes do not show up as failures of every point.
+    resolved = make_scenario(scenario, {}, base_dir, source).resolved()
+    study = check_spec(Study, {**data, "scenario": resolved}, str(path))
+    for key in study.parameters:
+        if not _known_key(key):
+            raise UserError(f"{path}: parameters.{key}: no such key in a scenario")
+    return study
+
+
+def _known_key(key: str) -> bool:
+    """Whether the dotted key's first parts name fields of a scenario; what lies deeper is checked a point at a time."""
+    kind: Any = Scenario
+    for part in key.split("."):
+        fields = getattr(kind, "model_fields", None)
+        if fields is None:
+            return True
+        if part not in fields:
+            return False
+        kind = fields[part].annotation
+    return True
