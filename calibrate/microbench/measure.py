@@ -68,9 +68,9 @@ def measure(
         "block_size": block_size,
         "grid": grid.as_json(),
     }
+    bench = Workbench(model.shard(tp), grid, device, block_size, _SEED)
     partial = out.parent / f".{out.name}.measuring"
     journal = Journal(partial, settings)
-    bench = Workbench(model.shard(tp), grid, device, block_size, _SEED)
     visits = _visits(grid, device)
     done = {record["visit"] for record in journal.records}
     with progress_bar() as bar:

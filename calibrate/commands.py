@@ -1,0 +1,163 @@
+"""`simctl calibrate`: measure a device, show a profile, list what is bundled."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING
+
+import click
+
+from calibrate.model import load_model
+from ground.errors import UserError
+
+if TYPE_CHECKING:
+    from calibrate.profile import Profile
+
+
+@click.group()
+def calibrate() -> None:
+    """Measure what a device can do, or show what was measured."""
+
+
+@calibrate.command()
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), required=True, help="Where the kernels run.")
+@click.option("--model", required=True, metavar="MODEL", help="A Hugging Face config.json, or a bundled name.")
+@click.option("--tp", type=click.IntRange(1), default=1, show_default=True, help="Time one rank's share of the model.")
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads; one is the steadiest."
+)
+@click.option("--block-size", type=click.IntRange(1), default=16, show_default=True, help="Tokens in a KV block.")
+@click.option("--quick", is_flag=True, help="A coarse grid of a few seconds, not for predictions.")
+@click.option("--force", is_flag=True, help="Replace the profile that is there.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder of the profile.")
+def run(device: str, model: str, tp: int, threads: int, block_size: int, quick: bool, force: bool, out: Path) -> None:
+    """Time a model's real kernels on this machine and write a profile.
+
+    A run that was stopped goes on where it was when the same command is given again.
+    """
+    shape = load_model(model)
+    if importlib.util.find_spec("torch") is None:
+        raise UserError("calibrate run needs torch, which is not installed; expected: pip install 'simctl[torch]'")
+    from calibrate.microbench.grid import cpu_grid, cuda_grid, quick_grid
+    from calibrate.microbench.measure import measure
+
+    grid = quick_grid() if quick else cuda_grid() if device == "cuda" else cpu_grid()
+    try:
+        profile = measure(
+            shape,
+            device=device,
+            tp=tp,
+            threads=threads,
+            grid=grid,
+            block_size=block_size,
+            out=out.absolute(),
+            force=force,
+        )
+    except KeyboardInterrupt:
+        raise UserError(f"{out}: stopped; the finished points are kept, the same command goes on with them") from None
+    _print(profile)
+    click.echo(f"Profile written to {out}")
+
+
+@calibrate.command()
+@click.argument("profile")
+@click.option("--picture", type=click.Path(path_type=Path), help="Also write the roofline picture, an HTML page.")
+def show(profile: str, picture: Path | None) -> None:
+    """Print a profile's tables in brief, and how well it predicts. PROFILE is a folder or a bundled name."""
+    from calibrate.profile import Profile
+
+    loaded = Profile.load(profile)
+    _print(loaded)
+    if picture is not None:
+        from calibrate.picture import write_picture
+
+        try:
+            write_picture(loaded, picture)
+        except OSError as error:
+            raise UserError(f"{picture}: cannot be written ({error.strerror})") from error
+        click.echo(f"Picture written to {picture}")
+
+
+@calibrate.command("list")
+def list_() -> None:
+    """List the bundled models, profiles and datasheets."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from calibrate.datasheet import devices
+    from calibrate.model import bundled_models
+    from calibrate.profile import Profile, bundled_profiles
+
+    console = Console()
+    models = Table("model", "parameters", "KV bytes a token", title="Bundled models", title_justify="left")
+    for name in bundled_models():
+        shape = load_model(name)
+        parameters = shape.weight_bytes() / shape.dtype_bytes
+        models.add_row(name, f"{parameters / 1e9:.3g} billion", f"{shape.kv_bytes_per_token():,}")
+    console.print(models)
+    if bundled_profiles():
+        profiles = Table("profile", "device", "model", "tp", "covers", title="Bundled profiles", title_justify="left")
+        for name in bundled_profiles():
+            profile = Profile.load(name)
+            profiles.add_row(name, profile.device, profile.model.name, str(profile.tp), ", ".join(profile.tables))
+        console.print(profiles)
+    sheets = Table(
+        "name",
+        "TFLOP/s (bf16)",
+        "GB/s",
+        "GiB",
+        "W",
+        title="Datasheets: an upper bound on speed for any dense model, nothing measured",
+        title_justify="left",
+    )
+    for device in devices().values():
+        sheets.add_row(
+            f"datasheet:{device.name}",
+            f"{device.flops / 1e12:.1f}",
+            f"{device.bandwidth / 1e9:.0f}",
+            f"{device.memory / 2**30:.1f}",
+            f"{device.tdp:.0f}",
+        )
+    console.print(sheets)
+
+
+def _print(profile: Profile) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    threads = f", {profile.threads} thread{'s' if profile.threads != 1 else ''}" if profile.threads else ""
+    console.print(f"[bold]{profile.model.name}[/bold], tp {profile.tp}, {profile.dtype} on {profile.device}{threads}")
+    console.print(f"{profile.provenance.note}, {profile.date}", style="dim", highlight=False)
+
+    table = Table("class", "what", "points", "fastest", "slowest", "spread")
+    for kernel_class, rows in profile.tables.items():
+        series = rows["layer"].to_list() if "layer" in rows.columns else [""] * len(rows)
+        for name in dict.fromkeys(series):
+            part = rows.filter(rows["layer"] == name) if name else rows
+            spread = "–"
+            if "p90" in part.columns and kernel_class != "overhead":
+                spread = f"{median((part['p90'] - part['p10']) / part['seconds']):.0%}"
+            seconds = part["seconds"].to_list()
+            table.add_row(kernel_class, name, str(len(part)), _micro(min(seconds)), _micro(max(seconds)), spread)
+    console.print(table)
+
+    if profile.errors:
+        errors = Table("class", "fit", "held-out points", "median error", "90th percentile")
+        for kernel_class, error in profile.errors.items():
+            shown = "whole steps" if kernel_class == "step" else kernel_class
+            held_out = f"{error['held_out_points']:.0f}" if "held_out_points" in error else "–"
+            columns = [_percent(error.get(key)) for key in ("fit", "held_out_median", "held_out_p90")]
+            errors.add_row(shown, columns[0], held_out, *columns[1:])
+        console.print(errors)
+        console.print("fit: a grid point from its neighbours; spread: (p90 - p10) / median", style="dim")
+
+
+def _micro(seconds: float) -> str:
+    return f"{seconds * 1e6:,.1f} µs"
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
