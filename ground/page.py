@@ -27,13 +27,24 @@ p { margin: 6px 0; } .lead, .caption { color: var(--soft); } .caption { font-siz
 .number b { display: block; font-size: 1.25rem; font-variant-numeric: tabular-nums; }
 .number span { color: var(--soft); font-size: .8125rem; }
 .number.good b { color: var(--good); } .number.bad b { color: var(--bad); }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .875rem; width: 100%; }
-th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line); white-space: nowrap;
+.scroll { overflow-x: auto; margin: 8px 0 16px; }
+table { border-collapse: collapse; font-size: .875rem; min-width: 50%; }
+th, td { text-align: left; padding: 5px 10px; border-bottom: 1px solid var(--line); white-space: nowrap;
   font-variant-numeric: tabular-nums; }
-th { color: var(--soft); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-td.wrap { white-space: normal; text-align: left; }
-.figure { width: 100%; min-height: 320px; } footer { margin-top: 40px; color: var(--soft); font-size: .8125rem; }
+th { color: var(--soft); font-weight: 600; } .right { text-align: right; }
+td.wrap { white-space: normal; min-width: 260px; }
+.figure { width: 100%; }
+/* A finger scrolls the page; it must not be caught by a picture's zoom. */
+@media (hover: none) { .modebar-container { display: none; } .draglayer { pointer-events: none; } }
+footer { margin-top: 40px; color: var(--soft); font-size: .8125rem; }
 """
+
+_RIGHT = ' class="right"'
+
+
+def _mostly_numbers(cells: Sequence[str]) -> bool:
+    filled = [cell for cell in cells if cell]
+    return 2 * sum(cell[0] in "0123456789+-−–." for cell in filled) > len(filled)
 
 
 class Page:
@@ -61,13 +72,14 @@ class Page:
         self._blocks.append(f'<div class="numbers">{tiles}</div>')
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
-        """A table whose first column is left-aligned text and whose other columns are right-aligned."""
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+        """A table whose columns of numbers are right-aligned, the first column and those of text left-aligned."""
+        right = [i > 0 and _mostly_numbers([row[i] for row in rows]) for i in range(len(header))]
+        head = "".join(f"<th{_RIGHT * at}>{escape(cell)}</th>" for cell, at in zip(header, right, strict=True))
         body = "".join(
             "<tr>"
             + "".join(
-                f'<td class="wrap">{escape(cell)}</td>' if len(cell) > 40 else f"<td>{escape(cell)}</td>"
-                for cell in row
+                f'<td class="wrap">{escape(cell)}</td>' if len(cell) > 40 else f"<td{_RIGHT * at}>{escape(cell)}</td>"
+                for cell, at in zip(row, right, strict=True)
             )
             + "</tr>"
             for row in rows

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ground.errors import UserError
 
-Unit = Literal["s", "requests", "requests/s", "tokens/s", "share", "sequences", "price", "yes/no", "preemptions"]
+Unit = Literal["s", "requests", "req/s", "tok/s", "share", "sequences", "price", "yes/no", "preemptions"]
 Better = Literal["smaller", "larger", "neither"]
 
 LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E latency", "queue": "Queueing time"}
@@ -37,13 +37,13 @@ METRICS: dict[str, Metric] = {
         for latency, label in LATENCIES.items()
         for statistic in STATISTICS
     },
-    "throughput.requests": Metric("Request throughput", "requests/s", "larger"),
-    "throughput.output_tokens": Metric("Output throughput", "tokens/s", "larger"),
-    "throughput.prompt_tokens": Metric("Prompt throughput", "tokens/s", "larger"),
+    "throughput.requests": Metric("Request throughput", "req/s", "larger"),
+    "throughput.output_tokens": Metric("Output throughput", "tok/s", "larger"),
+    "throughput.prompt_tokens": Metric("Prompt throughput", "tok/s", "larger"),
     "slo.attainment": Metric("SLO attainment", "share", "larger"),
     "slo.met": Metric("SLO met", "yes/no", "larger"),
-    "goodput.requests": Metric("Goodput", "requests/s", "larger"),
-    "goodput.output_tokens": Metric("Goodput in tokens", "tokens/s", "larger"),
+    "goodput.requests": Metric("Goodput", "req/s", "larger"),
+    "goodput.output_tokens": Metric("Goodput in tokens", "tok/s", "larger"),
     "kv.mean": Metric("KV use mean", "share", "neither"),
     "kv.peak": Metric("KV use peak", "share", "neither"),
     "prefix_hit_rate": Metric("Prefix cache hits", "share", "larger"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
 from ground.page import PALETTE, Page, Tone
+from sim.results.charts import SECONDS_AXIS
 from sim.results.display import UNKNOWN, metric_text, seconds, share
 from sim.results.metric_names import METRICS, describe
 from sim.results.pareto import FRONTS
@@ -97,6 +98,9 @@ def write_sweep_report(
             for row in failed.head(_MOST_ROWS).iter_rows(named=True)
         ]
         page.table(["point", *parameters, "error"], rows, _rest(len(failed)))
+    if compared:
+        page.heading("Every metric of the winners")
+        _metrics_table(page, compared, METRICS)
     page.write(path)
 
 
@@ -121,35 +125,34 @@ def _marks(pareto: Mapping[str, Sequence[int]], winners: Sequence[int], baseline
 
 
 def _tiles(winner: dict[str, Any], baseline: dict[str, Any] | None) -> list[tuple[str, str, Tone]]:
-    """The winner's numbers, each with its change from the baseline and whether that is for the better."""
+    """The winner's numbers beside the baseline's, in the tone of which is better."""
     tiles: list[tuple[str, str, Tone]] = [("winner", f"point {winner['point']}", "plain")]
     for name in _HEADLINES:
         value = winner.get(name)
         if value is None:
             continue
-        change, tone = _change(name, value, baseline.get(name)) if baseline else ("", "plain")
-        tiles.append((METRICS[name].label + (f", {change}" if change else ""), metric_text(name, value), tone))
+        before = baseline.get(name) if baseline else None
+        label = METRICS[name].label + (f"; baseline {metric_text(name, before)}" if before is not None else "")
+        tiles.append((label, metric_text(name, value), _tone(name, value, before)))
     return tiles
 
 
-def _change(name: str, value: float, before: float | None) -> tuple[str, Tone]:
-    if before is None:
-        return "", "plain"
-    better, difference = describe(name).better, value - before
-    tone: Tone = "plain"
-    if difference and better != "neither":
-        tone = "good" if (difference < 0) == (better == "smaller") else "bad"
-    if describe(name).unit == "share":
-        return f"{100 * difference:+.1f} points from baseline", tone
-    if not before:
-        return f"baseline {metric_text(name, before)}", tone
-    return f"{100 * difference / before:+.1f} % from baseline", tone
+def _tone(name: str, value: float, before: float | None) -> Tone:
+    better = describe(name).better
+    if before is None or value == before or better == "neither":
+        return "plain"
+    return "good" if (value < before) == (better == "smaller") else "bad"
 
 
 def _comparison(page: Page, compared: Mapping[str, dict[str, Any]], parameters: Sequence[str]) -> None:
     header = [f"{name} (point {row['point']})" for name, row in compared.items()]
     page.table(["parameter", *header], [[p, *(_text(row[p]) for row in compared.values())] for p in parameters])
-    known = [name for name in METRICS if any(row.get(name) is not None for row in compared.values())]
+    _metrics_table(page, compared, _HEADLINES)
+
+
+def _metrics_table(page: Page, compared: Mapping[str, dict[str, Any]], names: Iterable[str]) -> None:
+    header = [f"{name} (point {row['point']})" for name, row in compared.items()]
+    known = [name for name in names if any(row.get(name) is not None for row in compared.values())]
     page.table(
         ["metric", *header],
         [[METRICS[name].label, *(metric_text(name, row.get(name)) for row in compared.values())] for name in known],
@@ -267,7 +270,7 @@ def _hover(point: dict[str, Any], parameters: Sequence[str]) -> str:
 def _metric_axis(update: Any, name: str, **cell: int) -> None:
     metric = METRICS[name]
     if metric.unit == "s":
-        update(title=f"{metric.label}<br>(seconds)", tickformat="~s", ticksuffix="s", hoverformat=".3~s", **cell)
+        update(title=metric.label, **SECONDS_AXIS, **cell)
     elif metric.unit == "share":
         update(title=metric.label, tickformat=".0%", **cell)
     else:

@@ -18,18 +18,19 @@ def queue_run(
     count: int, *, replicas: int = 2, slots: int = 16, rate: float = 6.0, slowdown: float = 1.0, seed: int = 0
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
     """Tables of a G/G/c queue a replica: Poisson arrivals dealt round robin, `slots` requests served at once, first
-    come first served. Service is a prefill of 0.1 ms a token, then 10 ms a token, times `slowdown`. Every fiftieth
+    come first served. Service is a prefill of 0.1 ms a token, then 8 to 16 ms a token, times `slowdown`. Every fiftieth
     request is rejected. A step row spans the time between two events of its replica."""
     random = np.random.default_rng(seed)
     arrival = np.cumsum(random.exponential(1 / rate, count))
     prompt = random.lognormal(5.5, 1.0, count).astype(int) + 1
     output = random.lognormal(4.5, 0.8, count).astype(int) + 1
     cached = np.where(random.random(count) < 0.4, prompt // 2, 0)
+    per_token = random.uniform(0.008, 0.016, count)
     free = [[0.0] * slots for _ in range(replicas)]
     rows: list[dict[str, Any]] = []
     for i in range(count):
         replica = i % replicas
-        row: dict[str, Any] = {name: None for name in REQUESTS} | {
+        row: dict[str, Any] = dict.fromkeys(REQUESTS) | {
             "request_id": i,
             "replica": -1,
             "arrival": arrival[i],
@@ -42,7 +43,7 @@ def queue_run(
         if i % 50 != 49:
             start = max(arrival[i], heapq.heappop(free[replica]))
             first = start + slowdown * (0.02 + 1e-4 * (prompt[i] - cached[i]))
-            finish = first + slowdown * 0.01 * (output[i] - 1)
+            finish = first + slowdown * per_token[i] * (output[i] - 1)
             heapq.heappush(free[replica], finish)
             row |= {"replica": replica, "first_scheduled": start, "first_token": first, "finish": finish}
             row |= {"cached_tokens": cached[i], "preemptions": int(i % 70 == 0), "status": "finished"}
