@@ -6,99 +6,136 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from calibrate.model import ModelShape
+from calibrate.model import ModelShape, load_model
 from ground.assumption import Assumption
 from ground.errors import UserError
 from sim.engine.config import EngineConfig
-from sim.results.folder import Run, read_run, write_run
+from sim.results.folder import write_run
 from sim.results.metrics import compute
-from sim.results.slo import Slo
+from sim.study.scenario import Scenario
+from sim.study.simulate import deploy, load_trace
 from traces.table import Trace
 from validate.recording import Lateness, Recording
+from validate.replay.openai import Server, replay
 
 # Beside the run's own files: what only a measured run has. It is written last, so it marks a finished one.
 _MEASUREMENT = "measurement.json"
 
 
+@dataclass(frozen=True)
+class Machine:
+    """On what the reference engine runs. `threads` null: torch's own number; `weights` null: random ones."""
+
+    device: str = "cpu"
+    threads: int | None = None
+    weights: Path | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What is known of a run on it before it is run; equal facts make runs comparable.
+
+        Raises:
+            UserError: torch is not installed, or there is no such device.
+        """
+        try:
+            import torch
+        except ImportError as error:
+            raise UserError("the reference engine needs torch: pip install 'simctl[torch]'") from error
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device cuda: torch finds no CUDA device; expected one, or --device cpu")
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        return {
+            "engine": "reference",
+            "device": torch.cuda.get_device_name() if self.device == "cuda" else f"cpu ({platform.machine()})",
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "weights": "random" if self.weights is None else str(self.weights),
+        }
+
+
 def measure_reference(
-    trace: Trace,
-    config: EngineConfig,
-    model: ModelShape,
+    scenario: Scenario,
+    machine: Machine,
+    folder: Path,
     *,
-    device: str = "cpu",
-    threads: int | None = None,
-    weights: Path | None = None,
-    seed: int = 0,
+    force: bool = False,
     on_finish: Callable[[], None] = lambda: None,
-) -> Recording:
-    """Replay `trace` in real time on our own engine with a decoder of `model`, random or with `weights`.
+) -> None:
+    """Replay a scenario's trace in real time on our own engine and write the measured run to `folder`.
+
+    Blocks, budgets and policies are those with which the scenario is simulated.
 
     Raises:
-        UserError: torch is not installed, there is no such device, the model cannot be run, or a request is too long
-            for the KV pool or for the model.
+        UserError: torch is not installed or finds no such device, the scenario has more than one engine or GPU, the
+            model cannot be run, a request is too long for it or for the KV pool, or `folder` cannot be written.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError("the reference engine needs torch: pip install 'simctl[torch]'") from error
+    facts = machine.facts()
+    import torch
+
     from calibrate.decoder import Decoder
     from validate.engine.engine import Engine
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch finds no CUDA device; expected one, or --device cpu")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if scenario.gpus > 1:
+        replicas, tensor_parallel = scenario.fleet.replicas, scenario.engine.tensor_parallel
+        raise UserError(
+            f"fleet.replicas is {replicas} and engine.tensor_parallel {tensor_parallel}; "
+            "the reference engine is one engine on one device, expected 1 and 1"
+        )
+    model, config, trace = load_model(scenario.model), deploy(scenario).config, load_trace(scenario)
     _check_context(trace, config, model)
     decoder = Decoder(
         model,
-        device=device,
+        device=machine.device,
         dtype=torch.float32 if model.dtype_bytes == 4 else torch.bfloat16,
         kv_blocks=config.kv_blocks,
         block_size=config.block_size,
-        seed=seed,
-        weights=weights,
+        seed=scenario.seed,
+        weights=machine.weights,
     )
-    recording = Engine(config, decoder, vocabulary=model.vocab).replay(trace, seed=seed, on_finish=on_finish)
+    engine = Engine(config, decoder, vocabulary=model.vocab)
+    recording = engine.replay(trace, seed=scenario.seed, on_finish=on_finish)
     recording.engine = {
-        "engine": "reference",
+        **facts,
         "model": model.name,
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"cpu ({platform.machine()})",
-        "threads": torch.get_num_threads(),
         "dtype": str(decoder.dtype).removeprefix("torch."),
-        "torch": torch.__version__,
         **recording.engine,
     }
-    return recording
+    _write(folder, recording, scenario, gpus=scenario.gpus, kv_blocks=config.kv_blocks, force=force)
 
 
-def write_measured(
+def measure_server(
+    scenario: Scenario,
+    server: Server,
     folder: Path,
-    recording: Recording,
     *,
-    scenario: dict[str, Any],
-    slo: Slo,
-    gpus: int | None,
-    gpu_hour_price: float | None,
-    kv_blocks: int | None,
     force: bool = False,
-) -> Run:
-    """Write a recording as a run folder with metrics and report, and return it as read back.
+    on_finish: Callable[[], None] = lambda: None,
+) -> None:
+    """Replay a scenario's trace in real time against a server and write the measured run to `folder`.
 
     Raises:
-        UserError: the folder exists (without `force`) or cannot be written.
+        UserError: see `validate.replay.openai.replay`; or `folder` cannot be written.
     """
+    recording = replay(load_trace(scenario), server, seed=scenario.seed, on_finish=on_finish)
+    _write(folder, recording, scenario, gpus=None, kv_blocks=None, force=force)
+
+
+def _write(
+    folder: Path, recording: Recording, scenario: Scenario, *, gpus: int | None, kv_blocks: int | None, force: bool
+) -> None:
+    """Write a recording as a run folder with metrics and report; `gpus` and `kv_blocks` are null where not known."""
     metrics = compute(
         recording.requests,
         recording.steps,
-        slo=slo,
+        slo=scenario.slo,
         gpus=gpus,
-        gpu_hour_price=gpu_hour_price,
-        kv_blocks_total=kv_blocks if len(recording.steps) else None,
+        gpu_hour_price=scenario.gpu_hour_price,
+        kv_blocks_total=kv_blocks,
     )
     recording.engine = {**recording.engine, "python": platform.python_version(), "simctl": version("simctl")}
     write_run(
@@ -106,7 +143,7 @@ def write_measured(
         requests=recording.requests,
         steps=recording.steps,
         metrics=metrics,
-        scenario=scenario,
+        scenario=scenario.resolved(),
         assumptions=_facts(recording),
         force=force,
     )
@@ -115,8 +152,9 @@ def write_measured(
         "lateness": asdict(recording.lateness),
         "failures": dict(recording.failures),
     }
-    (folder / _MEASUREMENT).write_text(json.dumps(measurement, indent=2) + "\n", encoding="utf-8")
-    return read_run(folder)
+    partial = folder / f".{_MEASUREMENT}.partial"
+    partial.write_text(json.dumps(measurement, indent=2) + "\n", encoding="utf-8")
+    partial.rename(folder / _MEASUREMENT)
 
 
 def is_measured(folder: Path) -> bool:
@@ -155,17 +193,12 @@ def _check_context(trace: Trace, config: EngineConfig, model: ModelShape) -> Non
 
 def _facts(recording: Recording) -> list[Assumption]:
     """What a reader of the run must know about how it was measured."""
-    lateness = recording.lateness
+    late, why_late = recording.lateness, "handed over after it was due"
     return [
+        *(Assumption(f"engine.{key}", fact, "", "measured", "what answered") for key, fact in recording.engine.items()),
         *(
-            Assumption(f"engine.{key}", value, "", "measured", "what answered")
-            for key, value in recording.engine.items()
+            Assumption(f"lateness.{key}", getattr(late, key), "s", "measured", why_late)
+            for key in ("mean", "p99", "max")
         ),
-        Assumption("lateness.mean", lateness.mean, "s", "measured", "sent or handed over after it was due"),
-        Assumption("lateness.p99", lateness.p99, "s", "measured", "sent or handed over after it was due"),
-        Assumption("lateness.max", lateness.max, "s", "measured", "sent or handed over after it was due"),
-        *(
-            Assumption("failures", count, "requests", "measured", why)
-            for why, count in recording.failures.most_common()
-        ),
+        *(Assumption("failures", count, "requests", "measured", why) for why, count in recording.failures.items()),
     ]

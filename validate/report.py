@@ -52,6 +52,8 @@ def percent(error: float | None) -> str:
 def _policy(page: Page, policy: Policy) -> None:
     comparison = policy.comparison
     page.heading(policy.name)
+    if policy.parameters:
+        page.text(", ".join(f"{key} = {value}" for key, value in policy.parameters.items()))
     page.table(
         ["metric", "predicted", "measured", "error", "spread of repeats"],
         [_metric_row(name, comparison) for name in COMPARED],

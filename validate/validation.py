@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ class Policy:
     name: str
     predicted: Run
     measured: list[Run]
+    parameters: dict[str, Any] = field(default_factory=dict)  # what it sets, by dotted scenario key
 
     @cached_property
     def comparison(self) -> Comparison:
@@ -46,7 +47,7 @@ class Validation:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "policies": [_policy_json(policy.comparison) for policy in self.policies],
+            "policies": [_policy_json(policy) for policy in self.policies],
             "ranking": {name: asdict(rank) | {"held": rank.held} for name, rank in self.ranking.items()},
             "engine": self.engine,
             "lateness": None if self.lateness is None else asdict(self.lateness),
@@ -71,9 +72,11 @@ def worst(latenesses: Sequence[Lateness]) -> Lateness | None:
     )
 
 
-def _policy_json(comparison: Comparison) -> dict[str, Any]:
+def _policy_json(policy: Policy) -> dict[str, Any]:
+    comparison = policy.comparison
     return {
         "name": comparison.name,
+        "parameters": policy.parameters,
         "metrics": {
             name: {
                 "predicted": metric.predicted,
