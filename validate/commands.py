@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -116,27 +115,25 @@ def replay(
     if engine == "reference" and url is not None:
         raise UserError(f"--url {url}: belongs to --engine openai; the reference engine runs in this process")
     loaded = load_scenario(scenario, dict(parse_override(text) for text in settings))
-    with progress_bar() as bar:
-        task = bar.add_task("replaying", total=len(load_trace(loaded).requests), note="")
-
-        def measure(folder: Path, on_finish: Callable[[], None]) -> None:
+    requests = len(load_trace(loaded).requests)
+    # The folder first: that it can be written is known before the time of a replay is spent.
+    with new_folder(output, force=force) as partial, progress_bar() as bar:
+        task = bar.add_task("replaying", total=requests, note="")
+        folder = partial / output.name
+        try:
             if url is None:
-                measure_reference(loaded, Machine(device, threads, weights), folder, on_finish=on_finish)
+                machine = Machine(device, threads, weights)
+                measure_reference(loaded, machine, folder, on_finish=lambda: bar.advance(task))
             else:
                 size = vocabulary or load_model(loaded.model).vocab
                 server = Server(url, model_name, timeout, size, api_key_variable)
-                measure_server(loaded, server, folder, on_finish=on_finish)
-
-        try:
-            # Opened first: that the folder can be written is known before the time of a replay is spent.
-            with new_folder(output, force=force) as partial:
-                measure(partial / output.name, lambda: bar.advance(task))
-                for file in (partial / output.name).iterdir():
-                    file.rename(partial / file.name)
-                (partial / output.name).rmdir()
+                measure_server(loaded, server, folder, on_finish=lambda: bar.advance(task))
         except KeyboardInterrupt:
             bar.stop()
             _interrupted("nothing was written")
+        for file in folder.iterdir():
+            file.rename(partial / file.name)
+        folder.rmdir()
     _, lateness, failures = read_measurement(output)
     for reason, count in failures.most_common():
         click.echo(f"{count} requests failed: {reason}", err=True)
@@ -157,13 +154,13 @@ def compare(predicted: Path, measured: tuple[Path, ...], output: Path) -> None:
 
 
 def _report(validation: Validation, output: Path) -> None:
+    show(validation, Console())
     try:
         output.mkdir(parents=True, exist_ok=True)
         validation.write_json(output / "validation.json")
         write_report(validation, output / "report.html")
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from error
-    show(validation, Console())
     click.echo(str(output / "report.html"))
 
 
