@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from calibrate.microbench.grid import Grid
-from calibrate.microbench.timing import repeat, wall
+from calibrate.microbench.timing import repeat, whole
 from calibrate.microbench.workbench import Workbench
 
 KERNEL_CLASS = "copy"
@@ -52,6 +52,6 @@ def _rotate(source: torch.Tensor, target: torch.Tensor, bench: Workbench) -> lis
         nonlocal turn
         turn += 1
         into, out_of = target[turn % len(target)], source[turn % len(source)]
-        return {"copy": wall(lambda: into.copy_(out_of, non_blocking=True), bench.device)}
+        return {"copy": whole(lambda: into.copy_(out_of, non_blocking=True), bench.device)}
 
     return repeat(one_pass, bench.grid.budget)["copy"]

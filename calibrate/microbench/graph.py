@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from calibrate.microbench.grid import Grid, StepShape, spread
-from calibrate.microbench.timing import repeat, wall
+from calibrate.microbench.timing import repeat, whole
 from calibrate.microbench.workbench import Workbench
 
 KERNEL_CLASS = "graph"
@@ -39,6 +39,6 @@ def measure(bench: Workbench, point: dict[str, Any]) -> list[tuple[dict[str, Any
         with torch.cuda.graph(graph):
             bench.decoder.forward(layout)
 
-    captured = wall(capture, bench.device)
-    replayed = repeat(lambda: {"replay": wall(graph.replay, bench.device)}, bench.grid.budget)["replay"]
+    captured = whole(capture, bench.device)
+    replayed = repeat(lambda: {"replay": whole(graph.replay, bench.device)}, bench.grid.budget)["replay"]
     return [({"phase": "capture"}, [captured]), ({"phase": "replay"}, replayed)]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from calibrate.microbench.grid import Grid
-from calibrate.microbench.timing import repeat, wall
+from calibrate.microbench.timing import repeat, whole
 from calibrate.microbench.workbench import Workbench
 
 KERNEL_CLASS = "launch"
@@ -29,4 +29,4 @@ def measure(bench: Workbench, point: dict[str, Any]) -> list[tuple[dict[str, Any
         for _ in range(point["kernels"]):
             cell.add_(1)
 
-    return [({}, repeat(lambda: {"launch": wall(launch_all, bench.device)}, bench.grid.budget)["launch"])]
+    return [({}, repeat(lambda: {"launch": whole(launch_all, bench.device)}, bench.grid.budget)["launch"])]

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from calibrate.microbench.grid import Grid, StepShape, spread
-from calibrate.microbench.timing import repeat, wall
+from calibrate.microbench.timing import repeat, whole
 from calibrate.microbench.workbench import Workbench
 
 KERNEL_CLASS = "step"
@@ -42,6 +42,6 @@ def measure(bench: Workbench, point: dict[str, Any]) -> list[tuple[dict[str, Any
 
     def one_pass() -> dict[str, float]:
         fresh = bench.fresh_tokens(batch)
-        return {"step": wall(lambda: bench.decoder.step(fresh), bench.device)}
+        return {"step": whole(lambda: bench.decoder.step(fresh), bench.device)}
 
     return [({}, repeat(one_pass, _BUDGETS * bench.grid.budget)["step"])]

@@ -12,6 +12,7 @@ from calibrate.kernels.linear import linear
 from calibrate.microbench.grid import Grid, StepShape
 from calibrate.microbench.timing import LapTimer
 from calibrate.model import ModelShape
+from ground.errors import UserError
 
 _KV_POOL_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
 
@@ -21,6 +22,9 @@ class Workbench:
 
     Sequences draw their blocks from the whole pool, so that neighbours in a sequence lie apart in memory; two
     sequences may read the same block, no sequence reads one twice.
+
+    Raises:
+        UserError: the model takes no context as long as the grid's longest.
     """
 
     def __init__(self, model: ModelShape, grid: Grid, device: str, block_size: int, seed: int) -> None:
@@ -28,6 +32,10 @@ class Workbench:
         self.device = torch.device(device)
         self.dtype = torch.float32 if model.dtype_bytes == 4 else torch.bfloat16
         longest = max(*grid.prefill_contexts, *grid.decode_contexts) * 5 // 4 + max(grid.chunks)
+        if longest > model.max_context:
+            raise UserError(
+                f"{model.name}: takes contexts of {model.max_context} tokens; the grid measures up to {longest}"
+            )
         block_bytes = block_size * model.kv_bytes_per_token()
         blocks = max(-(-longest // block_size) + 1, _KV_POOL_BYTES[self.device.type] // block_bytes)
         self.decoder = Decoder(

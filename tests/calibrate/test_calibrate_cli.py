@@ -114,6 +114,12 @@ def test_bad_models_leave_nothing_behind(tmp_path: Path, arguments: list[str], s
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_grid_longer_than_the_model_is_refused(config: Path, tmp_path: Path) -> None:
+    config.write_text(json.dumps(CONFIG | {"max_position_embeddings": 100}))
+    result = run(config, tmp_path / "p")
+    assert result.exit_code == 2 and "contexts of 100 tokens" in result.output
+
+
 def test_an_existing_profile_is_kept(config: Path, tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "notes.txt").write_text("mine")
