@@ -16,6 +16,8 @@ from sim.fleet.routers import ROUTERS
 from sim.results.slo import Slo
 from traces.source import TraceSource
 
+_PATHS = ("trace.file", "trace.synth.lengths.resample.file", "profile", "model")
+
 
 class EngineSettings(EngineLimits):
     """What is set on every engine; what is not, the preset decides (`sim.engine.presets`)."""
@@ -31,7 +33,7 @@ class EngineSettings(EngineLimits):
         if not isinstance(given, dict):
             return given
         preset = given.get("preset", cls.model_fields["preset"].default)
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise ValueError(f"unknown preset {preset!r}, expected one of {', '.join(PRESETS)}")
         return {**PRESETS[preset], **given}
 
@@ -77,14 +79,34 @@ def load_scenario(path: Path, overrides: dict[str, Any] | None = None) -> Scenar
 
 def make_scenario(data: dict[str, Any], overrides: dict[str, Any], base_dir: Path, source: str) -> Scenario:
     """The same from plain data; relative paths in it start at `base_dir`."""
+    return check_spec(Scenario, with_absolute_paths(override(data, overrides, source), base_dir), source)
+
+
+def override(data: dict[str, Any], overrides: dict[str, Any], source: str) -> dict[str, Any]:
+    """A copy of `data` in which each dotted key of `overrides` has its value.
+
+    Raises:
+        UserError: a key leads through what is no mapping.
+    """
     for key, value in overrides.items():
         data = _with(data, key.split("."), value, key, source)
-    for keys in (("trace", "file"), ("trace", "synth", "lengths", "resample", "file"), ("profile",), ("model",)):
-        name = _lookup(data, keys)
-        # A profile or model may be a bundled name; only what exists beside the scenario is meant as a path.
-        if isinstance(name, str) and (keys[-1] == "file" or (base_dir / name).exists()):
-            data = _with(data, list(keys), str((base_dir / name).resolve()), ".".join(keys), source)
-    return check_spec(Scenario, data, source)
+    return data
+
+
+def with_absolute_paths(data: dict[str, Any], base_dir: Path) -> dict[str, Any]:
+    """A copy of `data` whose paths no longer depend on where it is read."""
+    found = {key: lookup(data, key) for key in _PATHS}
+    absolute = {key: absolute_path(key, value, base_dir) for key, value in found.items() if value is not None}
+    return override(data, absolute, "")
+
+
+def absolute_path(key: str, value: Any, base_dir: Path) -> Any:
+    """The value of a dotted key; where it is a relative path, as an absolute one that starts at `base_dir`."""
+    if key not in _PATHS or not isinstance(value, str):
+        return value
+    # A profile or model may be a bundled name; only what exists beside the scenario is meant as a path.
+    is_path = key.endswith(".file") or (base_dir / value).exists()
+    return str((base_dir / value).resolve()) if is_path else value
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -113,7 +135,8 @@ def _with(data: dict[str, Any], keys: list[str], value: Any, key: str, source: s
     return {**data, first: _with(inner, rest, value, key, source)}
 
 
-def _lookup(data: Any, keys: tuple[str, ...]) -> Any:
-    for key in keys:
-        data = data.get(key) if isinstance(data, dict) else None
+def lookup(data: Any, key: str) -> Any:
+    """What stands under a dotted key; None where nothing does."""
+    for part in key.split("."):
+        data = data.get(part) if isinstance(data, dict) else None
     return data

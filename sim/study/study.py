@@ -13,12 +13,12 @@ from pydantic import Field, field_validator, model_validator
 from ground.errors import UserError
 from ground.spec import Spec, check_spec, read_yaml
 from sim.results.metric_names import describe
-from sim.study.scenario import Scenario, make_scenario
+from sim.study.scenario import Scenario, absolute_path, make_scenario, override, with_absolute_paths
 from traces.streams import stream
 
 
 class Range(Spec):
-    """An interval to draw from; `log` draws the logarithm uniformly, `integer` rounds down."""
+    """The interval low ≤ x < high to draw from; `log` draws the logarithm uniformly, `integer` rounds down."""
 
     low: float
     high: float
@@ -29,6 +29,8 @@ class Range(Spec):
     def _ordered(self) -> Range:
         if self.low >= self.high:
             raise ValueError(f"low is {self.low:g} and high {self.high:g}, expected low < high")
+        if self.integer and not (self.low.is_integer() and self.high.is_integer()):
+            raise ValueError(f"low is {self.low:g} and high {self.high:g}, expected whole numbers with integer")
         if self.log and self.low <= 0:
             raise ValueError(f"low is {self.low:g}, expected more than 0 with log")
         return self
@@ -36,7 +38,7 @@ class Range(Spec):
     def draw(self, random: np.random.Generator) -> float | int:
         share = random.random()
         if self.log:
-            value = math.exp(math.log(self.low) + share * (math.log(self.high) - math.log(self.low)))
+            value = self.low * (self.high / self.low) ** share
         else:
             value = self.low + share * (self.high - self.low)
         return math.floor(value) if self.integer else value
@@ -86,7 +88,7 @@ class Study(Spec):
 
     def scenario_of(self, setting: dict[str, Any]) -> Scenario:
         """Raises UserError: the setting makes no valid scenario; names the key."""
-        return make_scenario(self.scenario, setting, Path(), "the scenario")
+        return check_spec(Scenario, override(self.scenario, setting, "the scenario"), "the scenario")
 
     def _grid(self) -> list[dict[str, Any]]:
         values = [values for values in self.parameters.values() if not isinstance(values, Range)]
@@ -118,13 +120,23 @@ def load_study(path: Path) -> Study:
         base_dir, source, scenario = file.parent, str(file), read_yaml(file)
     if not isinstance(scenario, dict):
         raise UserError(f"{path}: scenario is {scenario!r}, expected a mapping or the path of a scenario file")
-    # Checked once as it stands, so that its mistakes do not show up as failures of every point.
-    resolved = make_scenario(scenario, {}, base_dir, source).resolved()
-    study = check_spec(Study, {**data, "scenario": resolved}, str(path))
-    for key in study.parameters:
-        if not _known_key(key):
-            raise UserError(f"{path}: parameters.{key}: no such key in a scenario")
-    return study
+    # Checked once as it stands, so that its mistakes do not show up as failures of every point. Kept as it stands too:
+    # with its defaults spelled out, a point that sets engine.preset would change nothing.
+    make_scenario(scenario, {}, base_dir, source)
+    study = check_spec(Study, {**data, "scenario": with_absolute_paths(scenario, base_dir)}, str(path))
+    for part in ("parameters", "baseline"):
+        for key in getattr(study, part):
+            if not _known_key(key):
+                raise UserError(f"{path}: {part}.{key}: no such key in a scenario")
+    return study.model_copy(
+        update={
+            "parameters": {
+                key: values if isinstance(values, Range) else [absolute_path(key, v, path.parent) for v in values]
+                for key, values in study.parameters.items()
+            },
+            "baseline": {key: absolute_path(key, value, path.parent) for key, value in study.baseline.items()},
+        }
+    )
 
 
 def _known_key(key: str) -> bool:
