@@ -62,6 +62,7 @@ def sweep(study: Path, output: Path, workers: int | None) -> None:
         leader = next(point for point in points if point["point"] == ranked[0])
         return f"best {loaded.objective} {metric_text(loaded.objective, leader['metrics'][loaded.objective])}"
 
+    sweeps.open_folder(loaded, output)
     with progress_bar() as bar:
         task = bar.add_task("points", total=total, note="")
 
@@ -109,6 +110,7 @@ def _print_winners(folder: Path) -> None:
 
     shown = ("goodput.requests", "slo.attainment", "ttft.p99", "tpot.p99", "throughput.output_tokens")
     table = Table("", "setting", *(describe(name).label for name in shown), box=None, header_style="bold")
+    table.columns[1].overflow = "fold"
     winners = json.loads((folder / "winners.json").read_text(encoding="utf-8"))
     for winner in winners:
         numbers = flatten(read_run(folder / winner["run"]).metrics)

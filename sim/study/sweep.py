@@ -5,12 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import suppress
-from itertools import islice
-from multiprocessing import get_context
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +19,10 @@ from sim.results.folder import write_run
 from sim.results.metric_names import describe, flatten
 from sim.results.pareto import sweep_fronts
 from sim.results.sweep_report import write_sweep_report
-from sim.study.scenario import Scenario
+from sim.study.scenario import Scenario, lookup
 from sim.study.simulate import simulate
 from sim.study.study import Study
+from sim.study.workers import call_each
 
 BASELINE = 0  # the point that the study's `baseline` is
 Point = dict[str, Any]
@@ -40,16 +37,19 @@ def sweep(study: Study, folder: Path, *, workers: int = 1, on_point: Callable[[P
     told of every finished point, also of those found.
 
     Raises:
-        UserError: `folder` holds something else, or another study; or it cannot be written.
+        UserError: `folder` holds something else, or another study; or it cannot be written; or a worker was killed.
     """
-    _open_folder(study, folder)
+    open_folder(study, folder)
     settings = study.settings()
     done = {point["point"]: point for point in _read_points(folder / "points.jsonl")}
     for point in done.values():
         on_point(point)
     missing = [index for index in range(len(settings)) if index not in done]
-    with (folder / "points.jsonl").open("a", encoding="utf-8") as log:
-        for point in _run_points(study, settings, missing, workers):
+    with (
+        (folder / "points.jsonl").open("a", encoding="utf-8") as log,
+        closing(_run_points(study, settings, missing, workers)) as points,
+    ):
+        for point in points:
             log.write(json.dumps(point, allow_nan=False) + "\n")
             log.flush()
             os.fsync(log.fileno())
@@ -80,41 +80,30 @@ def best(points: list[Point], objective: str) -> list[int]:
     return [index for _, index in sorted(ranked)]
 
 
-def _run_points(study: Study, settings: list[dict[str, Any]], missing: list[int], workers: int) -> Iterator[Point]:
+def _run_points(
+    study: Study, settings: list[dict[str, Any]], missing: list[int], workers: int
+) -> Generator[Point, None, None]:
     """Yields points as they finish."""
+    arguments = [(study, index, settings[index]) for index in missing]
     if workers == 1 or len(missing) < 2:
-        for index in missing:
-            yield run_point(study, index, settings[index])
-        return
-    # A fresh interpreter each: forking a process that runs polars' threads can hang.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_leave_interrupts_to_parent)
-    todo = iter(missing)
-    running: set[Future[Point]] = set()
-    try:
-        while True:
-            # A few in hand, not all: an interrupt then has little to wait for.
-            for index in islice(todo, 2 * workers - len(running)):
-                running.add(pool.submit(run_point, study, index, settings[index]))
-            if not running:
-                return
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+        return (run_point(*each) for each in arguments)
+    return call_each(run_point, arguments, workers)
 
 
-def _leave_interrupts_to_parent() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def open_folder(study: Study, folder: Path) -> None:
+    """Make `folder` that of `study`, unless it is already.
 
-
-def _open_folder(study: Study, folder: Path) -> None:
+    Raises:
+        UserError: it holds something else, or another study; or it cannot be written.
+    """
     text = yaml.safe_dump(study.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
     path = folder / "study.yaml"
     if path.is_file():
         if path.read_text(encoding="utf-8") != text:
             raise UserError(f"{folder}: holds another study; choose another folder for this one")
         return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder}: holds something else; expected a new folder, or that of this study")
     with new_folder(folder) as partial:
         (partial / "study.yaml").write_text(text, encoding="utf-8")
 
@@ -125,11 +114,16 @@ def _read_points(path: Path) -> Iterator[Point]:
         return
     whole = 0
     with path.open("rb") as log:
-        for line in log:
+        for number, line in enumerate(log, start=1):
             if not line.endswith(b"\n"):
                 break
             whole += len(line)
-            yield json.loads(line)
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise UserError(
+                    f"{path}: line {number}: {error}; remove it to have its point simulated again"
+                ) from error
     os.truncate(path, whole)
 
 
@@ -186,17 +180,11 @@ def _points_table(study: Study, settings: list[dict[str, Any]], points: list[Poi
             parameters = study.scenario_of(setting).resolved()
         rows.append(
             {"point": point["point"]}
-            | {key: setting.get(key, _lookup(parameters, key)) for key in study.parameters}
+            | {key: setting.get(key, lookup(parameters, key)) for key in study.parameters}
             | {"status": point["status"], "error": point["error"]}
             | {name: point["metrics"].get(name) for name in names}
         )
     return pl.DataFrame(rows, infer_schema_length=None, strict=False)
-
-
-def _lookup(data: Any, key: str) -> Any:
-    for part in key.split("."):
-        data = data.get(part) if isinstance(data, dict) else None
-    return data
 
 
 def _write_text(path: Path, text: str) -> None:
