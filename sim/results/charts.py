@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 # Seconds with an SI prefix: plotly writes 0.02 as "20ms". The unit stands at each tick.
-SECONDS_AXIS = {"tickformat": "~s", "ticksuffix": "s", "hoverformat": ".3~s"}
+_SECONDS_AXIS = {"tickformat": "~s", "ticksuffix": "s", "hoverformat": ".3~s"}
 _LIMIT_LINE = {"color": "#b3390b", "dash": "dash", "width": 1.5}
 _BUCKETS = 400
 
@@ -45,7 +45,7 @@ def latency_cdf(runs: Mapping[str, pl.DataFrame], latency: str, *, limit: float 
         # A line of data, because plotly misplaces the text of a vertical line on a logarithmic axis.
         label = f"SLO limit {seconds(limit)}"
         figure.add_scatter(x=[limit, limit], y=[0, 1], name=label, mode="lines", line=_LIMIT_LINE, cliponaxis=False)
-    figure.update_xaxes(title=LATENCIES[latency], **_latency_axis(everything))
+    figure.update_xaxes(title=LATENCIES[latency], **latency_axis(everything))
     figure.update_yaxes(title="share of finished requests", tickformat=".0%", range=[0, 1.01])
     return figure.update_layout(showlegend=len(figure.data) > 1)
 
@@ -73,7 +73,7 @@ def quantile_quantile(predicted: pl.DataFrame, measured: pl.DataFrame, latency: 
             customdata=percentiles,
             hovertemplate="p%{customdata}: measured %{x}, predicted %{y}<extra></extra>",
         )
-    axis = _latency_axis(both)
+    axis = latency_axis(both)
     figure.update_xaxes(title=f"measured {LATENCIES[latency]}", **axis)
     figure.update_yaxes(title=f"predicted {LATENCIES[latency]}", **axis)
     return figure.update_layout(showlegend=False)
@@ -112,7 +112,7 @@ def latency_over_arrival(
         figure.add_scatter(
             x=[0, span / size], y=[limit, limit], name=label, mode="lines", line=_LIMIT_LINE, cliponaxis=False
         )
-    axis = _latency_axis([rows["latency"].to_numpy() for rows in shown.values()])
+    axis = latency_axis([rows["latency"].to_numpy() for rows in shown.values()])
     figure.update_xaxes(title=f"arrival ({unit})")
     figure.update_yaxes(title=LATENCIES[latency], **axis)
     return figure.update_layout(showlegend=len(figure.data) > 1)
@@ -195,6 +195,17 @@ def throughput(runs: Mapping[str, pl.DataFrame]) -> Figure:
     return figure.update_xaxes(title=f"time ({unit})", row=2, col=1)
 
 
+def latency_axis(samples: list[np.ndarray]) -> dict[str, Any]:
+    """An axis of seconds; logarithmic where the bulk of the values spans more than a factor of twenty."""
+    values = np.concatenate([*samples, np.empty(0)])
+    if not values.size or values.min() <= 0 or np.quantile(values, 0.99) < 20 * np.quantile(values, 0.01):
+        return _SECONDS_AXIS
+    low, high = int(np.floor(np.log10(values.min()))), int(np.ceil(np.log10(values.max())))
+    ticks = [digit * 10.0**power for power in range(low, high + 1) for digit in ((1, 2, 5) if high - low < 4 else (1,))]
+    # Plotly leaves the unit out at 2 and 5, so the ticks are spelt out.
+    return {"type": "log", "tickvals": ticks, "ticktext": [seconds(tick) for tick in ticks], "hoverformat": ".3~s"}
+
+
 def _colour(index: int) -> str:
     return PALETTE[index % len(PALETTE)]
 
@@ -206,17 +217,6 @@ def _finished(requests: pl.DataFrame, latency: str) -> np.ndarray:
 def _cdf_shares() -> np.ndarray:
     """200 even steps, and finer ones towards the tail, where the limits are."""
     return np.unique(np.concatenate((np.linspace(0, 1, 201), 1 - np.geomspace(1e-4, 5e-3, 20))))
-
-
-def _latency_axis(samples: list[np.ndarray]) -> dict[str, Any]:
-    """An axis of seconds; logarithmic where the bulk of the values spans more than a factor of twenty."""
-    values = np.concatenate([*samples, np.empty(0)])
-    if not values.size or values.min() <= 0 or np.quantile(values, 0.99) < 20 * np.quantile(values, 0.01):
-        return SECONDS_AXIS
-    low, high = int(np.floor(np.log10(values.min()))), int(np.ceil(np.log10(values.max())))
-    ticks = [digit * 10.0**power for power in range(low, high + 1) for digit in ((1, 2, 5) if high - low < 4 else (1,))]
-    # Plotly leaves the unit out at 2 and 5, so the ticks are spelt out.
-    return {"type": "log", "tickvals": ticks, "ticktext": [seconds(tick) for tick in ticks], "hoverformat": ".3~s"}
 
 
 def _span(*times: pl.Series) -> float:

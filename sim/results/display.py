@@ -12,7 +12,7 @@ def seconds(value: float | None) -> str:
     if value is None:
         return UNKNOWN
     for unit, size, below in (("µs", 1e-6, 1e-3), ("ms", 1e-3, 1.0), ("s", 1.0, 300.0), ("min", 60.0, 10_800.0)):
-        if abs(value) < below:
+        if abs(value) < 0.9995 * below:  # what rounds up to `below` belongs to the next unit
             return f"{digits(value / size)} {unit}" if value else "0 s"
     return f"{digits(value / 3600)} h"
 

@@ -9,7 +9,7 @@ import yaml
 
 from ground.page import Page, Tone
 from sim.results import charts
-from sim.results.display import metric_text, seconds, share
+from sim.results.display import UNKNOWN, metric_text, seconds, share
 from sim.results.metric_names import LATENCIES, METRICS, STATISTICS, flatten
 
 if TYPE_CHECKING:
@@ -89,23 +89,14 @@ def _lead(run: Run) -> str:
 
 def _slo_tile(metrics: dict[str, Any]) -> tuple[str, str, Tone]:
     slo = metrics["slo"]
+    if slo["attainment"] is None:
+        return "SLO: no requests", UNKNOWN, "plain"
+    tone: Tone = "good" if slo["met"] else "bad"
     if not slo["limits"]:
-        return (
-            f"finished ({share(slo['target'])} wanted, no latency limit)",
-            share(slo["attainment"]),
-            _tone(slo["met"]),
-        )
+        return f"finished ({share(slo['target'])} wanted, no latency limit)", share(slo["attainment"]), tone
     limits = ", ".join(f"{LATENCIES[name]} ≤ {seconds(limit)}" for name, limit in slo["limits"].items())
     verdict = "SLO met" if slo["met"] else "SLO missed"
-    return (
-        f"{share(slo['attainment'])} of requests, {share(slo['target'])} wanted: {limits}",
-        verdict,
-        _tone(slo["met"]),
-    )
-
-
-def _tone(met: bool | None) -> Tone:
-    return "plain" if met is None else "good" if met else "bad"
+    return f"{share(slo['attainment'])} of requests, {share(slo['target'])} wanted: {limits}", verdict, tone
 
 
 def _count_tiles(numbers: dict[str, float | None]) -> list[tuple[str, str, Tone]]:

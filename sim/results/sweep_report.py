@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from ground.page import PALETTE, Page, Tone
-from sim.results.charts import SECONDS_AXIS
+from sim.results.charts import latency_axis
 from sim.results.display import UNKNOWN, metric_text, seconds, share
-from sim.results.metric_names import METRICS, describe
+from sim.results.metric_names import LATENCIES, METRICS, describe
 from sim.results.pareto import FRONTS
 from sim.results.slo import Slo
 
@@ -65,8 +65,8 @@ def write_sweep_report(
     if winners:
         page.numbers(_tiles(by_id[winners[0]], by_id.get(baseline)))
     else:
-        best = ok["slo.attainment"].max() if "slo.attainment" in ok.columns else None
-        page.numbers([("no point meets the SLO; best attainment", metric_text("slo.attainment", best), "bad")])  # type: ignore[arg-type]
+        best: Any = ok["slo.attainment"].max() if "slo.attainment" in ok.columns else None
+        page.numbers([("no point meets the SLO; best attainment", metric_text("slo.attainment", best), "bad")])
     compared = {f"winner {rank}": by_id[point] for rank, point in enumerate(winners[:3], 1)}
     if baseline is not None:
         compared = {"baseline": by_id[baseline], **compared}
@@ -87,7 +87,7 @@ def write_sweep_report(
         page.heading("What each parameter does")
     for name in varied:
         figure = _effect_chart(ok, name, parameters, winners=winners, baseline=baseline)
-        page.figure(figure, f"Every point by its {name}; the line joins the medians.", height=440)
+        page.figure(figure, f"Every point by its {name}; a line joins the medians of few values.", height=440)
 
     page.heading("Points")
     _points_table(page, ok, parameters, marks)
@@ -105,9 +105,7 @@ def write_sweep_report(
 
 
 def _lead(points: pl.DataFrame, failed: pl.DataFrame, slo: Slo) -> str:
-    limits = ", ".join(
-        f"{METRICS[f'{name}.p99'].label.removesuffix(' p99')} ≤ {seconds(limit)}" for name, limit in slo.limits.items()
-    )
+    limits = ", ".join(f"{LATENCIES[name]} ≤ {seconds(limit)}" for name, limit in slo.limits.items())
     objective = f"{share(slo.attainment)} of requests must finish" + (f" with {limits}" if limits else "")
     return f"{len(points):,} points, {len(failed):,} failed. SLO: {objective}."
 
@@ -145,16 +143,15 @@ def _tone(name: str, value: float, before: float | None) -> Tone:
 
 
 def _comparison(page: Page, compared: Mapping[str, dict[str, Any]], parameters: Sequence[str]) -> None:
-    header = [f"{name} (point {row['point']})" for name, row in compared.items()]
-    page.table(["parameter", *header], [[p, *(_text(row[p]) for row in compared.values())] for p in parameters])
+    rows = [[name, *(_text(row[name]) for row in compared.values())] for name in ("point", *parameters)]
+    page.table(["parameter", *compared], rows)
     _metrics_table(page, compared, _HEADLINES)
 
 
 def _metrics_table(page: Page, compared: Mapping[str, dict[str, Any]], names: Iterable[str]) -> None:
-    header = [f"{name} (point {row['point']})" for name, row in compared.items()]
     known = [name for name in names if any(row.get(name) is not None for row in compared.values())]
     page.table(
-        ["metric", *header],
+        ["metric", *compared],
         [[METRICS[name].label, *(metric_text(name, row.get(name)) for row in compared.values())] for name in known],
     )
 
@@ -183,8 +180,8 @@ def _front_chart(
         hoverinfo="skip",
     )
     _add_points(figure, known, x, y, parameters, winners=winners, baseline=baseline)
-    _metric_axis(figure.update_xaxes, x)
-    _metric_axis(figure.update_yaxes, y)
+    _metric_axis(figure.update_xaxes, known[x])
+    _metric_axis(figure.update_yaxes, known[y])
     return figure
 
 
@@ -214,7 +211,7 @@ def _effect_chart(
                 col=1,
             )
         _add_points(figure, placed, "at", metric, parameters, winners=winners, baseline=baseline, row=row)
-        _metric_axis(figure.update_yaxes, metric, row=row, col=1)
+        _metric_axis(figure.update_yaxes, placed[metric], row=row, col=1)
     if few:
         figure.update_xaxes(type="category")
     return figure.update_xaxes(title=parameter, row=2, col=1)
@@ -267,14 +264,16 @@ def _hover(point: dict[str, Any], parameters: Sequence[str]) -> str:
     return "<br>".join(line.replace("<", "&lt;") for line in lines)
 
 
-def _metric_axis(update: Any, name: str, **cell: int) -> None:
-    metric = METRICS[name]
+def _metric_axis(update: Any, values: pl.Series, **cell: int) -> None:
+    """Title and ticks for the metric whose name the series bears."""
+    metric = METRICS[values.name]
     if metric.unit == "s":
-        update(title=metric.label, **SECONDS_AXIS, **cell)
+        update(title=metric.label, **latency_axis([values.to_numpy()]), **cell)
     elif metric.unit == "share":
         update(title=metric.label, tickformat=".0%", **cell)
     else:
-        update(title=f"{metric.label}<br>({metric.unit})", hoverformat=".4~g", **cell)
+        title = f"{metric.label}<br>({metric.unit})" if "/" in metric.unit else metric.label
+        update(title=title, hoverformat=".4~g", **cell)
 
 
 def _points_table(page: Page, ok: pl.DataFrame, parameters: Sequence[str], marks: Mapping[int, str]) -> None:
