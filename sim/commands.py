@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ground.progress import progress_bar
 
@@ -109,12 +109,12 @@ def _print_winners(folder: Path) -> None:
     from sim.results.metric_names import describe, flatten
 
     shown = ("goodput.requests", "slo.attainment", "ttft.p99", "tpot.p99", "throughput.output_tokens")
-    table = Table("", "setting", *(describe(name).label for name in shown), box=None, header_style="bold")
+    table = Table("", Column("setting", no_wrap=True), *(describe(name).label for name in shown), box=None, header_style="bold")
     table.columns[1].overflow = "fold"
     winners = json.loads((folder / "winners.json").read_text(encoding="utf-8"))
     for winner in winners:
         numbers = flatten(read_run(folder / winner["run"]).metrics)
-        setting = "\n".join(f"{key} = {value}" for key, value in winner["parameters"].items()) or "as in the scenario"
+        setting = "\n".join(f"{key.rpartition('.')[2]} = {value}" for key, value in winner["parameters"].items()) or "as in the scenario"
         table.add_row(winner["name"], setting, *(metric_text(name, numbers[name]) for name in shown))
     if not any(winner["name"] != "baseline" for winner in winners):
         click.echo("no point meets the SLO")
