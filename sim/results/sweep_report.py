@@ -196,8 +196,8 @@ def _effect_chart(
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
     for row, metric in enumerate((name for name in _EFFECTS if name in ok.columns), 1):
         known = ok.drop_nulls([metric]).sort(parameter, "point")
-        place = pl.col(parameter).cast(pl.String).fill_null("null") if few else pl.col(parameter)
-        placed = known.with_columns(place.alias("at"))
+        values = known[parameter].to_list()
+        placed = known.with_columns(pl.Series("at", [_text(value) for value in values] if few else values))
         if few:
             medians = placed.group_by("at", maintain_order=True).agg(pl.col(metric).median())
             figure.add_scatter(

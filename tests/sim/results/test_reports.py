@@ -121,3 +121,11 @@ def test_a_sweep_in_which_all_failed_has_a_page(tmp_path: Path) -> None:
     write_sweep_report(points, parameters=PARAMETERS, pareto=sweep_fronts(points), winners=[], baseline=None, slo=SLO,
                        path=tmp_path / "s.html")  # fmt: skip
     assert "1 points, 1 failed" in (tmp_path / "s.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("values", [[[1, 2], [3], None], [True, False, None], [None, None, 0.5]])
+def test_a_parameter_may_be_a_list_or_missing(tmp_path: Path, values: list[object]) -> None:
+    points = make_points()[:3].with_columns(pl.Series("engine.capture", values))
+    write_sweep_report(points, parameters=["engine.capture"], pareto=sweep_fronts(points), winners=[1], baseline=0,
+                       slo=SLO, path=tmp_path / "s.html")  # fmt: skip
+    assert "Every point by its engine.capture" in (tmp_path / "s.html").read_text(encoding="utf-8")
