@@ -13,8 +13,12 @@ install: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,client,dev]'
 	touch $@
 
+# Calibrate on this CPU, sweep a study with the result, replay its winner and its baseline on the real engine.
 demo: install
-	$(BIN)/python examples/demo/demo.py
+	rm -rf runs/demo
+	$(BIN)/simctl calibrate run --device cpu --threads 1 --model tiny-llama -o runs/demo/profile
+	$(BIN)/simctl sweep examples/demo/study.yaml -o runs/demo/sweep
+	$(BIN)/simctl validate winners runs/demo/sweep --device cpu --threads 1 --top 1 --repeats 1 -o runs/demo
 
 test: lint types unit
 
@@ -27,6 +31,13 @@ types: install
 
 unit: install
 	$(BIN)/python -m pytest
+
+# What takes minutes or measures time: slow tests, the simulator's speed, and a real vLLM where an interpreter has one.
+bench: install
+	$(BIN)/python -m pytest -m slow || [ $$? = 5 ]
+	$(BIN)/python benchmarks/speed.py
+	@if [ -n "$(SIMCTL_VLLM_PYTHON)" ]; then $(BIN)/python benchmarks/vllm_cpu.py --python "$(SIMCTL_VLLM_PYTHON)"; \
+	else echo "vLLM: skipped, SIMCTL_VLLM_PYTHON names no interpreter that has it (docs/validation-vllm.md)"; fi
 
 clean:
 	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -53,7 +53,7 @@ class Page:
     def __init__(self, title: str, lead: str = "") -> None:
         self.title = title
         self._blocks: list[str] = []
-        self._has_figure = False
+        self._figures = 0
         if lead:
             self._blocks.append(f'<p class="lead">{escape(lead)}</p>')
 
@@ -102,15 +102,19 @@ class Page:
             legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
         )
         html = plotly.io.to_html(
-            figure, full_html=False, include_plotlyjs=False, config={"responsive": True, "displaylogo": False}
+            figure,
+            full_html=False,
+            include_plotlyjs=False,
+            config={"responsive": True, "displaylogo": False},
+            div_id=f"figure-{self._figures}",  # plotly would draw a random one, and equal runs give unequal pages
         )
-        self._has_figure = True
+        self._figures += 1
         self._blocks.append(f'<div class="figure">{html}</div>')
         self._caption(caption)
 
     def write(self, path: Path) -> None:
         script = ""
-        if self._has_figure:
+        if self._figures:
             from plotly.offline import get_plotlyjs
 
             script = f"<script>{get_plotlyjs()}</script>"
