@@ -113,7 +113,7 @@ def configs(draw):
     )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(traces(), configs())
 def test_the_same_step_times_give_the_simulators_tables(trace, config):
     predicted = Fleet(trace.requests, config, StepTimes(), leap=False).run()
