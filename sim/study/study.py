@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from ground.errors import UserError
 from ground.spec import Spec, check_spec, read_yaml
@@ -44,12 +44,19 @@ class Range(Spec):
         return math.floor(value) if self.integer else value
 
 
+# Told apart by their kind, so that a mistake in a range is not reported as a list that is none.
+Values = Annotated[
+    Annotated[list[Any], Tag("list")] | Annotated[Range, Tag("range")],
+    Discriminator(lambda values: "list" if isinstance(values, list) else "range"),
+]
+
+
 class Study(Spec):
     """`grid` takes every combination of the listed values; `random` draws `points` of them."""
 
     scenario: dict[str, Any]
     method: Literal["grid", "random"] = "grid"
-    parameters: dict[str, list[Any] | Range] = Field(min_length=1)
+    parameters: dict[str, Values] = Field(min_length=1)
     points: int | None = Field(default=None, gt=0)
     baseline: dict[str, Any] = Field(default_factory=dict)  # dotted keys: the setting to compare with
     objective: str = "goodput.requests"
