@@ -296,7 +296,9 @@ def _wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> 
 def _last_error(log: Path) -> str:
     """The last line of the log that names an error, else its last line."""
     lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "it said nothing")
+    # The HTTP server's own error only points to the engine's, which stands before it.
+    errors = [line for line in lines if "Error:" in line and "root cause above" not in line]
+    return (errors or lines or ["it said nothing"])[-1].strip()
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
