@@ -14,7 +14,7 @@ def test_everything_due_is_released_once_and_in_order(arrivals, looks):
     pending = Arrivals({"request_id": i, "arrival": time} for i, time in enumerate(arrivals))
     seen = []
     for now in looks:
-        released = pending.release(now)
+        released = list(pending.release(now))
         assert all(due <= now for due, _ in released)
         assert pending.next_due is None or pending.next_due > now
         seen += released

@@ -72,17 +72,16 @@ class Engine:
         clock = self._clock
 
         def take_arrivals(now: float) -> None:
-            while released := arrivals.release(now):  # again, because a rejection may release the next turn at once
-                for due, row in released:
-                    request = _request(row, due)
-                    rejected = self._too_long(row)
-                    recorder.added(request, rejected=rejected)
-                    if rejected:
-                        arrivals.answered(request.request_id, now)
-                        on_finish()
-                    else:
-                        self._sequences[request.request_id] = prompts.pop(request.request_id)
-                        scheduler.add(request)
+            for due, row in arrivals.release(now):
+                request = _request(row, due)
+                rejected = self._too_long(row)
+                recorder.added(request, rejected=rejected)
+                if rejected:
+                    arrivals.answered(request.request_id, due)  # on arrival, without waiting for a step
+                    on_finish()
+                else:
+                    self._sequences[request.request_id] = prompts.pop(request.request_id)
+                    scheduler.add(request)
 
         if not self._warm:
             self._warm_up(max((len(prompt) for prompt in prompts.values()), default=0))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import Any
 
 
 class Arrivals:
-    """Releases the rows of a request table in order of (due time, request id)."""
+    """Releases the rows of a request table by due time; of equals arrivals first, then turns as they were answered."""
 
     def __init__(self, rows: Iterable[dict[str, Any]]) -> None:
-        self._heap: list[tuple[float, int, dict[str, Any]]] = []
+        self._heap: list[tuple[float, bool, int, dict[str, Any]]] = []
         self._children: dict[int, list[dict[str, Any]]] = {}
+        self._turns = count()
         for row in rows:
             if row["arrival"] is not None:
-                self._heap.append((row["arrival"], row["request_id"], row))
+                self._heap.append((row["arrival"], False, row["request_id"], row))
             else:
                 self._children.setdefault(row["parent"], []).append(row)
         heapq.heapify(self._heap)
@@ -25,15 +27,14 @@ class Arrivals:
         """When the next released request is due; None: nothing more, unless a parent finishes."""
         return self._heap[0][0] if self._heap else None
 
-    def release(self, now: float) -> list[tuple[float, dict[str, Any]]]:
-        """(due, row) of everything due by `now`, each handed out once."""
-        released = []
+    def release(self, now: float) -> Iterator[tuple[float, dict[str, Any]]]:
+        """(due, row) of everything due by `now`, each once; what `answered` adds meanwhile takes its place."""
         while self._heap and self._heap[0][0] <= now:
-            due, _, row = heapq.heappop(self._heap)
-            released.append((due, row))
-        return released
+            due, _, _, row = heapq.heappop(self._heap)
+            yield due, row
 
     def answered(self, request_id: int, time: float) -> None:
         """The user reads the answer, or the error, at `time`, thinks, and sends the next turn."""
         for row in self._children.pop(request_id, ()):
-            heapq.heappush(self._heap, (time + (row.get("think_time") or 0.0), row["request_id"], row))
+            due = time + (row.get("think_time") or 0.0)
+            heapq.heappush(self._heap, (due, True, next(self._turns), row))
