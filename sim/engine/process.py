@@ -17,7 +17,7 @@ class StepTimes(Protocol):
     """What the engine asks of `calibrate.latency.StepLatency`."""
 
     def step(self, prefills: Sequence[tuple[int, int]], decodes: int, kv_tokens: int) -> float:
-        """Seconds of one step; prefills are (new tokens, tokens already cached)."""
+        """Seconds of one step; prefills are (new tokens, tokens already cached). It may have neither kind of work."""
 
     def decode_run(self, decodes: int, kv_tokens: int, steps: int) -> np.ndarray:
         """Seconds of each of `steps` decode steps in a row, bit for bit what `step` gives; a new array, (steps,)."""
@@ -99,7 +99,7 @@ class Engine:
     def _begin(self, plan: Plan, start: float) -> None:
         """Place the event at which the step, or the leap, ends."""
         self._leapt = self.scheduler.horizon(plan) if self._leap else 1
-        if plan.chunks:
+        if plan.chunks or not plan.decodes:  # without either it only preempts
             prefills = [(chunk.tokens, chunk.start) for chunk in plan.chunks]
             end = start + self._step_times.step(prefills, plan.decodes, plan.kv_tokens)
         else:

@@ -8,6 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from calibrate.datasheet import datasheet_profile
+from calibrate.latency import StepLatency
+from calibrate.model import load_model
 from sim.engine.config import EngineConfig
 from sim.fleet.fleet import Fleet, FleetRun
 from sim.fleet.routers import ROUTERS
@@ -86,6 +89,27 @@ def test_an_arrival_inside_a_leap_is_seen_at_the_next_boundary(leap: bool) -> No
     result = Fleet(trace, EngineConfig(kv_blocks=100), times, leap=leap).run()
     assert result.requests["first_scheduled"].to_list() == pytest.approx([0.0, 0.3])
     assert result.requests["finish"].to_list() == pytest.approx([10.0, 0.5])
+
+
+def test_a_step_that_only_preempts_computes_nothing() -> None:
+    """The less urgent request runs first, finds no block and gives up its own: nobody is served in that step."""
+    trace = pl.DataFrame(
+        {
+            "request_id": [0, 1],
+            "arrival": [0.0, 0.000_001],
+            "prompt_tokens": [30, 20],
+            "output_tokens": [30, 30],
+            "priority": [0, 1],
+        }
+    )
+    config = EngineConfig(kv_blocks=18, block_size=4, scheduling_policy="priority", enable_prefix_caching=False)
+    model = load_model("tiny-llama")
+    result = Fleet(trace, config, StepLatency(datasheet_profile("h100-sxm-80gb", model, 1), model)).run()
+    idle = result.steps.filter((pl.col("prefill_tokens") == 0) & (pl.col("decode_seqs") == 0))
+    assert len(idle) > 0
+    assert (idle["preempted"] > 0).all()
+    assert (idle["start"] == idle["end"]).all()
+    assert result.requests["status"].to_list() == ["finished", "finished"]
 
 
 def test_a_long_decode_is_one_event() -> None:
