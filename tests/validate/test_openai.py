@@ -74,7 +74,7 @@ def test_times_follow_the_schedule_of_the_server(fake_server):
         ({"status": 429}, "HTTP 429: request N is refused"),
         ({"disconnect_after": 2}, "disconnected in mid-stream"),
         ({"stall_after": 1}, "no complete answer within 0.3 s"),
-        ({"error_after": 1}, "the server reported an error in mid-stream"),
+        ({"error_after": 1}, "the server reported an error in mid-stream: out of memory"),
         ({"garbage_after": 1}, "the stream is not server-sent events of JSON (JSONDecodeError)"),
         ({"stop_after": 1}, "the stream ended before the last token"),
     ],

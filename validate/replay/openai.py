@@ -191,7 +191,7 @@ class _Client:
         if not isinstance(event, dict):
             raise _Failed("the stream is not server-sent events of JSON objects")
         if event.get("error"):
-            raise _Failed("the server reported an error in mid-stream")
+            raise _Failed(f"the server reported an error in mid-stream{_message(data)}")
         # A chunk counts even if its text is empty: a token may complete no character.
         if choices := event.get("choices"):
             now = self._now()
