@@ -63,19 +63,18 @@ def sweep(study: Path, output: Path, workers: int | None) -> None:
         return f"best {loaded.objective} {metric_text(loaded.objective, leader['metrics'][loaded.objective])}"
 
     sweeps.open_folder(loaded, output)
-    with progress_bar() as bar:
-        task = bar.add_task("points", total=total, note="")
+    try:
+        with progress_bar() as bar:
+            task = bar.add_task("points", total=total, note="")
 
-        def on_point(point: dict[str, Any]) -> None:
-            points.append(point)
-            bar.update(task, advance=1, note=note())
+            def on_point(point: dict[str, Any]) -> None:
+                points.append(point)
+                bar.update(task, advance=1, note=note())
 
-        try:
             sweeps.sweep(loaded, output, workers=workers or os.cpu_count() or 1, on_point=on_point)
-        except KeyboardInterrupt:
-            bar.stop()
-            click.echo(f"interrupted: {len(points)} of {total} points are kept; the same command goes on", err=True)
-            raise SystemExit(130) from None
+    except KeyboardInterrupt:
+        click.echo(f"interrupted: {len(points)} of {total} points are kept; the same command goes on", err=True)
+        raise SystemExit(130) from None
     _print_winners(output)
     failed = sum(point["status"] == "failed" for point in points)
     if failed:
@@ -109,12 +108,17 @@ def _print_winners(folder: Path) -> None:
     from sim.results.metric_names import describe, flatten
 
     shown = ("goodput.requests", "slo.attainment", "ttft.p99", "tpot.p99", "throughput.output_tokens")
-    table = Table("", Column("setting", no_wrap=True), *(describe(name).label for name in shown), box=None, header_style="bold")
+    table = Table(
+        "", Column("setting", no_wrap=True), *(describe(name).label for name in shown), box=None, header_style="bold"
+    )
     table.columns[1].overflow = "fold"
     winners = json.loads((folder / "winners.json").read_text(encoding="utf-8"))
     for winner in winners:
         numbers = flatten(read_run(folder / winner["run"]).metrics)
-        setting = "\n".join(f"{key.rpartition('.')[2]} = {value}" for key, value in winner["parameters"].items()) or "as in the scenario"
+        setting = (
+            "\n".join(f"{key.rpartition('.')[2]} = {value}" for key, value in winner["parameters"].items())
+            or "as in the scenario"
+        )
         table.add_row(winner["name"], setting, *(metric_text(name, numbers[name]) for name in shown))
     if not any(winner["name"] != "baseline" for winner in winners):
         click.echo("no point meets the SLO")
