@@ -17,6 +17,9 @@ from ground.errors import UserError
 
 Result = TypeVar("Result")
 
+# Seconds. Once polars is imported its signal handler makes waits go on after Ctrl-C, so none may be long.
+_INTERRUPTIBLE = 0.1
+
 
 def call_each(
     call: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], workers: int
@@ -41,7 +44,7 @@ def call_each(
                     running.add(pool.submit(call, *each))
             if not running:
                 return
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            finished, running = wait(running, _INTERRUPTIBLE, return_when=FIRST_COMPLETED)
             for future in finished:
                 yield future.result()
     except BrokenProcessPool as error:
