@@ -291,11 +291,15 @@ def stuck_sweep(folder: Path, workers: int) -> Iterator[subprocess.Popen[str]]:
             pipe.append(os.open(folder / "b.csv", os.O_WRONLY | os.O_NONBLOCK))
         return bool(pipe)
 
-    wait_until(is_read)
-    wait_until(lambda: finished_points(folder) == (2 if workers == 1 else 3))
-    with sweep:
+    try:
+        wait_until(is_read)
+        wait_until(lambda: finished_points(folder) == (2 if workers == 1 else 3))
         yield sweep
-    os.close(pipe[0])
+    finally:
+        sweep.kill()
+        sweep.communicate()
+        for end in pipe:
+            os.close(end)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -351,9 +355,8 @@ def test_ctrl_c_is_clean_and_the_sweep_goes_on(stuck: Path, workers: int) -> Non
 
 def test_a_killed_worker_is_one_line(stuck: Path) -> None:
     with stuck_sweep(stuck, 2) as sweep:
-        for process in psutil.Process(sweep.pid).children():
-            if "spawn_main" in " ".join(process.cmdline()):
-                process.kill()
+        children = psutil.Process(sweep.pid).children()
+        next(child for child in children if "spawn_main" in " ".join(child.cmdline())).kill()
         _, stderr = sweep.communicate(timeout=PATIENCE)
     assert sweep.returncode == 2
     assert stderr.splitlines()[-1].startswith("simctl: a worker was killed") and "Traceback" not in stderr
