@@ -283,6 +283,7 @@ def stuck_sweep(folder: Path, workers: int) -> Iterator[tuple[subprocess.Popen[s
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # who runs the tests may ignore it
     )
     pipe: list[IO[bytes]] = []
 
