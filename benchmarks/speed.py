@@ -58,16 +58,28 @@ CASES: dict[str, dict[str, Callable[[], dict[str, Any]]]] = {
 
 def measure(case: str, variant: str, repeats: int) -> dict[str, Any]:
     """Run one variant in this process."""
+    from sim.fleet.fleet import Fleet
+    from sim.results import metrics
     from sim.study.scenario import make_scenario
-    from sim.study.simulate import deploy, load_trace, simulate
+    from sim.study.simulate import deploy, load_trace
 
     scenario = make_scenario(MODEL | CASES[case][variant](), {}, Path(), case)
     trace = load_trace(scenario)
-    deploy(scenario)
     walls = []
     for repeat in range(repeats + 1):
         start = time.perf_counter()
-        run = simulate(scenario, trace)
+        deployment = deploy(scenario)
+        run = Fleet(
+            trace.requests,
+            deployment.config,
+            deployment.step_times,
+            replicas=scenario.fleet.replicas,
+            router=scenario.fleet.router,
+            seed=scenario.seed,
+        ).run()
+        numbers = metrics.compute(
+            run.requests, run.steps, slo=scenario.slo, gpus=scenario.gpus, gpu_hour_price=None, kv_blocks_total=None
+        )
         if repeat:
             walls.append(time.perf_counter() - start)
     wall = statistics.median(walls)
@@ -77,8 +89,8 @@ def measure(case: str, variant: str, repeats: int) -> dict[str, Any]:
         "requests": len(trace.requests),
         "wall_s": round(wall, 4),
         "requests_per_s": round(len(trace.requests) / wall),
-        "realtime_factor": round(run.metrics["duration"] / wall),
-        "events": len(run.steps),
+        "realtime_factor": round(numbers["duration"] / wall),
+        "events": run.events,
         "steps": int(run.steps["steps"].sum()),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
