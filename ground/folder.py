@@ -21,10 +21,7 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         UserError: `target` exists (without `force`), is a file, or its parent cannot be written.
     """
     target = Path(os.path.abspath(target))
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{target}: is a file; expected a folder to create")
-    if target.exists() and not force and any(target.iterdir()):
-        raise UserError(f"{target}: exists and is not empty; choose another folder or pass --force")
+    refuse_existing(target, force=force)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
@@ -38,3 +35,15 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def refuse_existing(target: Path, *, force: bool = False) -> None:
+    """What `new_folder` would refuse, so that long work can ask before it begins.
+
+    Raises:
+        UserError: `target` is a file, or a folder that holds something (without `force`).
+    """
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target}: is a file; expected a folder to create")
+    if target.exists() and not force and any(target.iterdir()):
+        raise UserError(f"{target}: exists and is not empty; choose another folder or pass --force")

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Column, Table
 
+from ground.folder import refuse_existing
 from ground.progress import progress_bar
 
 
@@ -25,8 +26,9 @@ def run(scenario: Path, output: Path | None, settings: tuple[str, ...], force: b
     from sim.study.simulate import simulate
 
     loaded = load_scenario(scenario, dict(parse_override(text) for text in settings))
-    result = simulate(loaded)
     folder = output or Path("runs") / scenario.stem
+    refuse_existing(folder, force=force)
+    result = simulate(loaded)
     write_run(
         folder,
         requests=result.requests,
