@@ -58,10 +58,9 @@ CASES: dict[str, dict[str, Callable[[], dict[str, Any]]]] = {
 
 def measure(case: str, variant: str, repeats: int) -> dict[str, Any]:
     """Run one variant in this process."""
-    from sim.fleet.fleet import Fleet
     from sim.results import metrics
     from sim.study.scenario import make_scenario
-    from sim.study.simulate import deploy, load_trace
+    from sim.study.simulate import deploy, load_trace, run_fleet
 
     scenario = make_scenario(MODEL | CASES[case][variant](), {}, Path(), case)
     trace = load_trace(scenario)
@@ -69,14 +68,7 @@ def measure(case: str, variant: str, repeats: int) -> dict[str, Any]:
     for repeat in range(repeats + 1):
         start = time.perf_counter()
         deployment = deploy(scenario)
-        run = Fleet(
-            trace.requests,
-            deployment.config,
-            deployment.step_times,
-            replicas=scenario.fleet.replicas,
-            router=scenario.fleet.router,
-            seed=scenario.seed,
-        ).run()
+        run = run_fleet(scenario, trace, deployment)
         numbers = metrics.compute(
             run.requests, run.steps, slo=scenario.slo, gpus=scenario.gpus, gpu_hour_price=None, kv_blocks_total=None
         )

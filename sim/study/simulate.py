@@ -12,7 +12,7 @@ from calibrate.model import load_model
 from calibrate.profile import load_profile
 from ground.assumption import Assumption
 from sim.engine.config import EngineConfig
-from sim.fleet.fleet import Fleet
+from sim.fleet.fleet import Fleet, FleetRun
 from sim.results import metrics
 from sim.results.folder import Run
 from sim.study.scenario import Scenario
@@ -64,6 +64,18 @@ def _load_trace(source: str, seed: int) -> Trace:
     return TraceSource.model_validate_json(source).load(Path(), seed)
 
 
+def run_fleet(scenario: Scenario, trace: Trace, deployment: Deployment) -> FleetRun:
+    """The simulation alone. Raises UserError: a request can never run."""
+    return Fleet(
+        trace.requests,
+        deployment.config,
+        deployment.step_times,
+        replicas=scenario.fleet.replicas,
+        router=scenario.fleet.router,
+        seed=scenario.seed,
+    ).run()
+
+
 def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
     """Simulate a scenario, on its own trace unless another is given.
 
@@ -72,14 +84,7 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
     """
     trace = trace or load_trace(scenario)
     deployment = deploy(scenario)
-    result = Fleet(
-        trace.requests,
-        deployment.config,
-        deployment.step_times,
-        replicas=scenario.fleet.replicas,
-        router=scenario.fleet.router,
-        seed=scenario.seed,
-    ).run()
+    result = run_fleet(scenario, trace, deployment)
     assumptions = [
         *deployment.assumptions,
         *(

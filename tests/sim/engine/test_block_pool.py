@@ -33,8 +33,9 @@ class PoolMachine(RuleBasedStateMachine):
         hit = self.pool.find(holding, tokens)
         assert hit.tokens < tokens
         free = self.pool.free
+        found = [block for span, used in zip(hit.spans, hit.used, strict=True) for block in span.ids[:used]]
         if self.pool.admit(holding, hit, tokens):
-            assert holding.block_table()[: hit.tokens // BLOCK] == holding.block_table()[: hit.tokens // BLOCK]
+            assert holding.block_table()[: len(found)] == found
             self.held.append((holding, tokens))
         else:
             assert self.pool.free == free

@@ -75,7 +75,6 @@ def test_nothing_is_lost_and_no_clock_runs_back(config: EngineConfig, trace: pl.
         assert prefilled == int(trace["prompt_tokens"].sum()) - int(requests["cached_tokens"].sum())
     else:
         assert decoded <= generated - len(trace)
-        assert decoded + prefilled + int(requests["cached_tokens"].sum()) >= 0
         if not config.enable_prefix_caching:
             assert decoded + prefilled >= computed_once
 
