@@ -68,7 +68,7 @@ def _step_query(point: Record) -> tuple[list[tuple[int, int]], int, int]:
 
 def _overhead(profile: Profile, steps: Sequence[Record]) -> pl.DataFrame:
     """Whole step less the sum of its kernels, by sequences and tokens."""
-    kernels = StepLatency(profile, profile.model, profile.tp)
+    kernels = StepLatency(profile, profile.shape, profile.tp)
     rows = []
     for step in steps:
         prefills, decodes, kv_tokens = _step_query(step)
@@ -89,8 +89,8 @@ def _predict(profile: Profile, held_out: dict[str, list[Record]]) -> pl.DataFram
 
     Layers measured at one point are compared by their sum over a step, as they are used.
     """
-    latency = StepLatency(profile, profile.model, profile.tp)
-    calls = {call.layer: call.calls for call in profile.model.calls()}
+    latency = StepLatency(profile, profile.shape, profile.tp)
+    calls = {call.layer: call.calls for call in profile.shape.calls()}
     rows: list[tuple[str, str, float, float]] = []
     for kernel_class, axis, curve in (
         ("dense", "tokens", latency.dense),

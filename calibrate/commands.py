@@ -101,7 +101,7 @@ def list_() -> None:
         profiles = Table("profile", "device", "model", "tp", "covers", title="Bundled profiles", title_justify="left")
         for name in bundled_profiles():
             profile = Profile.load(name)
-            profiles.add_row(name, profile.device, profile.model.name, str(profile.tp), ", ".join(profile.tables))
+            profiles.add_row(name, profile.device, profile.shape.name, str(profile.tp), ", ".join(profile.tables))
         console.print(profiles)
     sheets = Table(
         "name",
@@ -129,7 +129,7 @@ def _print(profile: Profile) -> None:
 
     console = Console()
     threads = f", {profile.threads} thread{'s' if profile.threads != 1 else ''}" if profile.threads else ""
-    console.print(f"[bold]{profile.model.name}[/bold], tp {profile.tp}, {profile.dtype} on {profile.device}{threads}")
+    console.print(f"[bold]{profile.shape.name}[/bold], tp {profile.tp}, {profile.dtype} on {profile.device}{threads}")
     console.print(f"{profile.provenance.note}, {profile.date}", style="dim", highlight=False)
 
     table = Table("class", "what", "points", "fastest", "slowest", "spread")

@@ -25,7 +25,11 @@ _CHUNKS = [1, *(2**k for k in range(4, 15))]
 
 @dataclass(frozen=True)
 class Device:
-    """Published figures: dense bf16 FLOP/s, memory bandwidth in bytes/s, memory in bytes, board power in watts."""
+    """Published figures: dense bf16 FLOP/s, memory bandwidth in bytes/s, memory in bytes, board power in watts.
+
+    `multiprocessors` and `flash_attention` (the version of the kernels that vLLM runs there) are None where the
+    bundled datasheet does not say.
+    """
 
     name: str
     flops: float
@@ -33,6 +37,9 @@ class Device:
     memory: int
     tdp: float
     source: str
+    multiprocessors: int | None = None
+    flash_attention: int | None = None
+    aliases: tuple[str, ...] = ()
 
 
 @cache
@@ -47,6 +54,9 @@ def devices() -> dict[str, Device]:
             int(entry["memory"]),
             float(entry["tdp"]),
             entry["source"],
+            entry.get("multiprocessors"),
+            entry.get("flash_attention"),
+            tuple(entry.get("aliases", ())),
         )
         for name, entry in entries.items()
     }
@@ -61,6 +71,18 @@ def find_device(name: str) -> Device:
     if name not in devices():
         raise UserError(f"datasheet:{name}: no such device; expected one of {', '.join(devices())}")
     return devices()[name]
+
+
+def device_like(name: str) -> Device | None:
+    """The device that goes by this name or alias, however it is spelled; None where no datasheet is bundled."""
+
+    def plain(text: str) -> str:
+        return "".join(char for char in text.casefold() if char.isalnum())
+
+    for device in devices().values():
+        if plain(name) in map(plain, (device.name, *device.aliases)):
+            return device
+    return None
 
 
 def datasheet_profile(device_name: str, model: ModelShape, tp: int) -> Profile:

@@ -1,7 +1,8 @@
-"""Seconds of one engine step: profile × model × tensor parallelism, compiled once and then asked millions of times."""
+"""Seconds of one engine step: profile × model × parallelism, compiled once and then asked millions of times."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,11 +10,27 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
+from calibrate.attention_law import AttentionLaw, rows_over
+from calibrate.collective_law import Collectives
 from calibrate.curve import Curve, Surface, add
+from calibrate.experts import ExpertsLaw
+from calibrate.links import collectives_of
 from calibrate.model import ModelShape
+from calibrate.parallelism import Parallelism
 from calibrate.profile import Profile
+from calibrate.skew import Skew, Spread
+from calibrate.skew_models import skew_of
 from ground.assumption import Assumption
 from ground.errors import UserError
+
+
+class Batch(NamedTuple):
+    """What one engine computes in a step. `kv_tokens`: cached tokens that its decoding sequences read, summed."""
+
+    prefills: Sequence[tuple[int, int]]  # (new tokens, tokens already cached)
+    decodes: int
+    kv_tokens: int
+    spread: Spread | None = None  # None: the decoding sequences are equally long
 
 
 class _DecodeLaw(NamedTuple):
@@ -21,90 +38,113 @@ class _DecodeLaw(NamedTuple):
 
     fixed: float
     attention: Curve
+    least: float  # what a step takes at least, because the host's work beside it does
     outside: tuple[str, ...]  # kernel classes whose grid n itself leaves
 
 
 class StepLatency:
     """The time of a step is the sum of its kernels, each called as often as the model calls it, and of the host.
 
-    Token-wise kernels are one curve over the step's tokens, lm_head and sampler one over its sequences. Each prefill
-    adds its attention, linear in FLOPs between chunk sizes; the decoding sequences are looked up at their number and
-    mean context. `overhead` is the host's share of a step; where the profile has none it is an assumption of 0.
+    Token-wise kernels are one curve over the step's tokens, padded to the next captured CUDA graph where one is large
+    enough; lm_head and sampler are one over its sequences. Attention is `AttentionLaw`'s; the experts' `ExpertsLaw`'s,
+    over the tokens of all engines that share them. Ranks exchange a hidden state after each attention and each MLP.
+    `overhead` is the host's share of a step: added to it, or hidden behind it where `host_overlaps`.
 
     `extrapolated` counts, by kernel class, the steps that asked outside the measured grid.
 
+    Args:
+        graph_sizes: batch sizes of captured CUDA graphs, rising; empty: none.
+        host_overhead: seconds of a step's host work, where the profile did not measure it.
+        skew: whether decoding sequences of unequal length take longer than at their mean, where the profile knows.
+
     Raises:
-        UserError: the profile is of another model or tensor parallelism, or lacks a kernel class or layer.
+        UserError: the profile is of another model or tensor parallelism, lacks a kernel class or layer, or nobody
+            measured the collectives that are needed.
     """
 
-    def __init__(self, profile: Profile, model: ModelShape, tp: int = 1) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        model: ModelShape,
+        tp: int = 1,
+        *,
+        parallelism: Parallelism | None = None,
+        collectives: Collectives | None = None,
+        graph_sizes: Sequence[int] = (),
+        host_overlaps: bool = False,
+        host_overhead: float | None = None,
+        skew: bool = True,
+    ) -> None:
+        self.parallelism = parallelism or Parallelism(tp)
+        tp = self.parallelism.tensor
         _check_match(profile, model, tp)
         self.profile = profile
-        self.assumptions: list[Assumption] = [_provenance(profile)]
-        if tp > 1:
-            note = "tensor-parallel collectives are not modelled: the profile times one rank's kernels"
-            self.assumptions.append(Assumption("engine.collectives", 0.0, "s", "assumed", note))
+        self.model = model
+        self.assumptions: list[Assumption] = [_provenance(profile), *_stand_ins(profile)]
         self.extrapolated: Counter[str] = Counter()
         self.dense = _summed(profile, model, "dense", "tokens")
         self.per_sequence = _summed(profile, model, "per_sequence", "sequences")
-        attention = profile.table("attention")
-        layers = model.layers
-        self.prefill = _attention_rows(
-            profile, attention.filter(pl.col("n_decode") == 0), ("prefill_chunk", "kv_prefill"), layers
-        )
-        self.prefill.work = prefill_work
-        self.decode = _attention_rows(
-            profile, attention.filter(pl.col("prefill_chunk") == 0), ("n_decode", "kv_decode"), layers
-        )
-        self.overhead = self._overhead_rows(profile)
+        self.skew = self._skew(profile, skew)
+        self._attention = AttentionLaw(profile, model.layers, self.skew)
+        self.prefill, self.decode = self._attention.prefill, self._attention.decode
+        self._experts = self._experts_law(profile) if model.experts else None
+        self._collectives = self._links(profile, collectives)
+        self.overhead = self._overhead_rows(profile, host_overhead)
+        self._host_overlaps = host_overlaps
+        self._graph_sizes = list(graph_sizes)
         self._laws: dict[int, _DecodeLaw] = {}
 
-    def step(self, prefills: Sequence[tuple[int, int]], decodes: int, kv_tokens: int) -> float:
-        """Seconds of one step.
+    def step(
+        self, prefills: Sequence[tuple[int, int]], decodes: int, kv_tokens: int, spread: Spread | None = None
+    ) -> float:
+        """Seconds of one step of an engine on its own; the arguments are a `Batch`'s. An empty step takes no time."""
+        if prefills:
+            return self.group_step([Batch(prefills, decodes, kv_tokens, spread)])
+        if not decodes:
+            return 0.0
+        if self.skew is not None and spread is not None:
+            return float(self.decode_run(decodes, kv_tokens, 1, spread)[0])
+        law = self._laws.get(decodes) or self._law(decodes)
+        if law.outside or not law.attention.low <= kv_tokens <= law.attention.high:
+            self._count(law, np.array([kv_tokens]))
+        return max(law.fixed + law.attention(kv_tokens), law.least)
 
-        Args:
-            prefills: (new tokens, tokens already cached) of each prefilling sequence.
-            decodes: sequences that decode one token.
-            kv_tokens: sum over those of the tokens already cached.
-        """
-        if not prefills:
-            if not decodes:
-                return 0.0
-            law = self._laws.get(decodes) or self._law(decodes)
-            if law.outside or not law.attention.low <= kv_tokens <= law.attention.high:
-                self._count(law, np.array([kv_tokens]))
-            return law.fixed + law.attention(kv_tokens)
-
-        tokens, sequences = decodes, decodes + len(prefills)
-        outside = False
-        attention = 0.0
-        for new, cached in prefills:
-            tokens += new
-            attention += self.prefill(new, cached)
-            outside = outside or not self.prefill.covers(new, cached)
-        if decodes:
-            law = self._laws.get(decodes) or self._law(decodes)
-            attention += law.attention(kv_tokens)
-            outside = outside or "attention" in law.outside or not law.attention.covers(kv_tokens)
-        if outside:
-            self.extrapolated["attention"] += 1
-        self.extrapolated.update(self._outside(tokens, sequences))
-        fixed = self.dense(tokens) + self.per_sequence(sequences) + self.host(sequences, tokens - sequences)
-        return fixed + attention
-
-    def decode_run(self, decodes: int, kv_tokens: int, steps: int) -> np.ndarray:
+    def decode_run(self, decodes: int, kv_tokens: int, steps: int, spread: Spread | None = None) -> np.ndarray:
         """Seconds of `steps` consecutive decode steps, (steps,): each of the sequences' contexts grows by one a step.
 
-        Bit for bit what `step((), decodes, kv_tokens + i · decodes)` gives.
+        Bit for bit what `step` gives for each of them.
         """
         law = self._laws.get(decodes) or self._law(decodes)
-        contexts = np.arange(kv_tokens, kv_tokens + steps * decodes, decodes, dtype=np.float64)
-        if law.outside or kv_tokens < law.attention.low or contexts[-1] > law.attention.high:
-            self._count(law, contexts)
-        return law.fixed + law.attention.many(contexts)
+        return np.maximum(law.fixed + self._decode_attention(law, decodes, kv_tokens, steps, spread), law.least)
+
+    def group_step(self, batches: Sequence[Batch]) -> float:
+        """Seconds of one step of all engines that share experts, in lock-step: the slowest sets the pace.
+
+        An engine that has nothing to do computes one token of no request, as the others wait for its part.
+        """
+        if not any(batch.prefills for batch in batches):
+            return float(self.group_decode_run(batches, 1)[0])
+        padded = self._padded_together(batches)
+        own = [
+            self._tokenwise(batch, tokens) + self._attention_of(batch)
+            for batch, tokens in zip(batches, padded, strict=True)
+        ]
+        return float(self._with_host(batches, np.array([max(own) + self._shared(sum(padded))]))[0])
+
+    def group_decode_run(self, batches: Sequence[Batch], steps: int) -> np.ndarray:
+        """The same for `steps` steps in a row in which no engine prefills, (steps,)."""
+        padded = self._padded_together(batches)
+        own = np.zeros(steps)
+        for batch, tokens in zip(batches, padded, strict=True):
+            seconds = np.full(steps, self._tokenwise(batch, tokens))
+            if batch.decodes:
+                law = self._laws.get(batch.decodes) or self._law(batch.decodes)
+                seconds += self._decode_attention(law, batch.decodes, batch.kv_tokens, steps, batch.spread)
+            np.maximum(own, seconds, out=own)
+        return self._with_host(batches, own + self._shared(sum(padded)))
 
     def host(self, sequences: int, extra_tokens: int) -> float:
-        """Seconds a step takes beyond its kernels; `extra_tokens` are those beyond one a sequence.
+        """Seconds of the host's part of a step; `extra_tokens` are those beyond one a sequence.
 
         Outside its grid it keeps the border's value: there is no law in bytes or FLOPs to go on by.
         """
@@ -113,18 +153,86 @@ class StepLatency:
         low, high = rows.cell(row)
         return rows(row, min(extra_tokens, rows.curves[low].high, rows.curves[high].high))
 
+    # The parts of a step.
+
+    def _tokenwise(self, batch: Batch, padded: int) -> float:
+        """All of an engine's own kernels but attention, and what its tensor-parallel ranks exchange."""
+        sequences = max(1, batch.decodes + len(batch.prefills))
+        if batch.prefills:
+            self.extrapolated.update(self._outside(padded, sequences))
+        return self.dense(padded) + self.per_sequence(sequences) + self._exchange(padded, sequences)
+
+    def _attention_of(self, batch: Batch) -> float:
+        alone = (self._laws.get(batch.decodes) or self._law(batch.decodes)).attention if batch.decodes else None
+        if not batch.prefills:
+            return alone(batch.kv_tokens) if alone else 0.0
+        seconds, inside = self._attention.mixed(batch.prefills, batch.decodes, batch.kv_tokens, batch.spread, alone)
+        if not inside:
+            self.extrapolated["attention"] += 1
+        return seconds
+
+    def _decode_attention(
+        self, law: _DecodeLaw, decodes: int, kv_tokens: int, steps: int, spread: Spread | None
+    ) -> np.ndarray:
+        """Attention of a decode run, (steps,)."""
+        contexts = np.arange(kv_tokens, kv_tokens + steps * decodes, decodes, dtype=np.float64)
+        if law.outside or kv_tokens < law.attention.low or contexts[-1] > law.attention.high:
+            self._count(law, contexts)
+        attention = law.attention.many(contexts)
+        if self.skew is not None and spread is not None:
+            i = np.arange(steps)
+            squares = spread.squares + i * (2 * kv_tokens) + i * i * decodes
+            longest = spread.longest + i
+            attention *= 1.0 + self.skew.relative(
+                decodes, contexts, squares.astype(np.float64), longest.astype(np.float64)
+            )
+        return attention
+
+    def _shared(self, tokens: int) -> float:
+        """The experts and their exchange, for the tokens of all engines that share them."""
+        if self._experts is None:
+            return 0.0
+        if not self._experts.covers(tokens):
+            self.extrapolated["moe"] += 1
+        return self._experts(tokens) + self._expert_exchange(tokens)
+
+    def _with_host(self, batches: Sequence[Batch], kernels: np.ndarray) -> np.ndarray:
+        host = max(
+            self.host(
+                max(1, batch.decodes + len(batch.prefills)),
+                sum(new for new, _ in batch.prefills) - len(batch.prefills),
+            )
+            for batch in batches
+        )
+        return np.maximum(kernels, host) if self._host_overlaps else kernels + host
+
     def _law(self, decodes: int) -> _DecodeLaw:
         curve = self.decode.at(decodes)
-        outside = self._outside(decodes, decodes)
+        padded = self._padded(decodes)
+        outside = self._outside(padded, decodes)
         if not self.decode.keys[0] <= decodes <= self.decode.keys[-1]:
             outside.append("attention")
+        host = self.host(decodes, 0)
+        fixed = self._tokenwise(Batch((), decodes, 0), padded) + self._shared(padded)
         law = _DecodeLaw(
-            self.dense(decodes) + self.per_sequence(decodes) + self.host(decodes, 0),
+            fixed if self._host_overlaps else fixed + host,
             Curve([decodes * kv for kv in curve.xs], curve.ys),
+            host if self._host_overlaps else 0.0,
             tuple(outside),
         )
         self._laws[decodes] = law
         return law
+
+    def _padded(self, tokens: int) -> int:
+        """Tokens that a step computes: those of the next captured graph, if one is large enough."""
+        index = bisect_left(self._graph_sizes, tokens)
+        return self._graph_sizes[index] if index < len(self._graph_sizes) else tokens
+
+    def _padded_together(self, batches: Sequence[Batch]) -> list[int]:
+        """The same for engines in lock-step, which replay graphs of one size (vLLM pads to the largest)."""
+        tokens = [max(1, batch.decodes + sum(new for new, _ in batch.prefills)) for batch in batches]
+        most = self._padded(max(tokens))
+        return [most] * len(tokens) if self._graph_sizes and most <= self._graph_sizes[-1] else tokens
 
     def _outside(self, tokens: int, sequences: int) -> list[str]:
         outside = []
@@ -141,22 +249,105 @@ class StepLatency:
             beyond = np.count_nonzero((contexts < law.attention.low) | (contexts > law.attention.high))
             self.extrapolated.update({"attention": int(beyond)} if beyond else {})
 
-    def _overhead_rows(self, profile: Profile) -> Surface:
+    # What ranks exchange.
+
+    def _exchange(self, tokens: int, sequences: int) -> float:
+        """Between tensor-parallel ranks: hidden states after the embedding, each attention and each MLP, and logits."""
+        ranks = self.parallelism.tensor
+        if ranks == 1 or self._collectives is None:
+            return 0.0
+        model = self.model
+        reductions = 1 + model.layers * (1 if self._experts is not None and self.parallelism.data > 1 else 2)
+        hidden = tokens * model.hidden * model.dtype_bytes
+        logits = sequences * (model.vocab // ranks) * model.dtype_bytes
+        return reductions * self._collectives.seconds(self._all_reduce, ranks, hidden) + self._collectives.seconds(
+            "all_gather", ranks, logits
+        )
+
+    def _expert_exchange(self, tokens: int) -> float:
+        """Between engines that share experts: hidden states and router logits gathered before, results scattered after
+        (vLLM's default `allgather_reducescatter`)."""
+        engines = self.parallelism.data
+        if engines == 1 or self._collectives is None:
+            return 0.0
+        model, each = self.model, tokens / engines * self.model.dtype_bytes
+        return model.layers * (
+            self._collectives.seconds("all_gather", engines, each * model.hidden)
+            + self._collectives.seconds("all_gather", engines, each * model.experts)
+            + self._collectives.seconds("reduce_scatter", engines, engines * each * model.hidden)
+        )
+
+    # Compiling.
+
+    def _skew(self, profile: Profile, wanted: bool) -> Skew | None:
+        if not wanted:
+            note = "switched off: decoding sequences are taken to be as long as their mean"
+            self.assumptions.append(Assumption("engine.skew", "none", "", "user", note))
+            return None
+        found = skew_of(profile)
+        if found is None:
+            note = f"profile {profile.name} does not hold it: decoding sequences are taken to be as long as their mean"
+            self.assumptions.append(Assumption("engine.skew", "none", "", "assumed", note))
+            return None
+        skew, name = found
+        errors = profile.errors.get(f"skew.{name}", {})
+        note = (
+            f"what unequal contexts cost, by {name}; median error {errors['held_out_median']:.1%} on the profile's "
+            f"{errors['held_out_points']:.0f} unequal batches"
+            if errors
+            else f"what unequal contexts cost, by {name}"
+        )
+        self.assumptions.append(Assumption("engine.skew", name, "", "imported", note))
+        return skew
+
+    def _experts_law(self, profile: Profile) -> ExpertsLaw:
+        ranks = self.parallelism.gpus
+        measured = int(profile.grid.get("expert_slices", 1))
+        slices = (1 if self.parallelism.expert else ranks) / measured
+        if slices != 1:
+            note = (
+                f"experts were measured in {measured} slices and are used in {ranks}: time taken linear in their width"
+            )
+            self.assumptions.append(Assumption("kernel.moe", f"× {1 / slices:g}", "", "assumed", note))
+        note = f"each token reaches {self.model.experts_per_token} of {self.model.experts} experts, all equally likely"
+        self.assumptions.append(Assumption("engine.routing", "uniform", "", "assumed", note))
+        return ExpertsLaw(
+            profile.table("moe"), self.model, self.model.layers, ranks if self.parallelism.expert else 1, slices
+        )
+
+    def _links(self, profile: Profile, given: Collectives | None) -> Collectives | None:
+        tensor, data = self.parallelism.tensor, self.parallelism.data
+        if tensor == 1 and (data == 1 or self._experts is None):
+            return None
+        collectives = given or collectives_of(profile)
+        if collectives is None:
+            note = f"nobody measured collectives on {profile.device}: they are taken to cost nothing"
+            self.assumptions.append(Assumption("engine.collectives", 0.0, "s", "assumed", note))
+            return None
+        wanted = ["all_reduce", "all_reduce_nccl"]
+        if not self.parallelism.custom_all_reduce:
+            wanted.reverse()
+        self._all_reduce = next((name for name in wanted if collectives.has(name, tensor)), wanted[0])
+        note = f"{self._all_reduce} and its like, {collectives.source}"
+        self.assumptions.append(Assumption("engine.collectives", self._all_reduce, "", "imported", note))
+        return collectives
+
+    def _overhead_rows(self, profile: Profile, given: float | None) -> Surface:
         """Rows by sequences, over the tokens beyond one a sequence."""
-        if "overhead" not in profile.tables:
-            note = f"profile {profile.name} does not hold it; a step takes its kernels' time and no more"
-            self.assumptions.append(Assumption("engine.host_overhead", 0.0, "s", "assumed", note))
-            return Surface({1: Curve([0], [0.0])})
-        table = profile.table("overhead").with_columns(extra=pl.col("tokens") - pl.col("sequences"))
-        return _rows(table, "sequences", "extra", 1)
-
-
-def prefill_work(new: float, cached: float) -> float:
-    """Query-key pairs of a causal prefill, to which its attention FLOPs are proportional."""
-    return new * cached + new * (new + 1) / 2
+        if "overhead" in profile.tables:
+            table = profile.table("overhead").with_columns(extra=pl.col("tokens") - pl.col("sequences"))
+            return rows_over(table, "sequences", "extra", 1)
+        if given is not None:
+            self.assumptions.append(Assumption("engine.host_overhead", given, "s", "user", "given in the scenario"))
+            return Surface({1: Curve([0], [given])})
+        note = f"profile {profile.name} does not hold it; a step takes its kernels' time and no more"
+        self.assumptions.append(Assumption("engine.host_overhead", 0.0, "s", "assumed", note))
+        return Surface({1: Curve([0], [0.0])})
 
 
 def _check_match(profile: Profile, model: ModelShape, tp: int) -> None:
+    if profile.model is None:
+        raise UserError(f"profile {profile.name} is of no model; it must be looked up for {model.name} first")
     differences = profile.model.differences(model)
     if differences:
         raise UserError(
@@ -178,13 +369,22 @@ def _provenance(profile: Profile) -> Assumption:
     return Assumption("profile", profile.name, "", source, profile.provenance.note)  # type: ignore[arg-type]
 
 
+def _stand_ins(profile: Profile) -> list[Assumption]:
+    """Kernels that a profile took from elsewhere (`calibrate.kernel_library`)."""
+    return [
+        Assumption(f"kernel.{layer}", how, "", "imported" if how == "borrowed" else "assumed", text)
+        for how in ("borrowed", "assumed")
+        for layer, text in profile.grid.get(how, {}).items()
+    ]
+
+
 def _summed(profile: Profile, model: ModelShape, kernel_class: str, axis: str) -> Curve:
     """One curve for a whole step: every layer of the class times its calls."""
     table = profile.table(kernel_class)
     curves = []
     for call in model.calls():
         if call.kernel_class == "moe":
-            profile.table("moe")  # no profile holds it yet, so this says which profile and model
+            profile.table("moe")  # says which profile and model lack it
         if call.kernel_class != kernel_class:
             continue
         rows = table.filter(pl.col("layer") == call.layer).sort(axis)
@@ -195,16 +395,3 @@ def _summed(profile: Profile, model: ModelShape, kernel_class: str, axis: str) -
             )
         curves.append((call.calls, Curve(rows[axis].to_list(), rows["seconds"].to_list())))
     return add(curves)
-
-
-def _attention_rows(profile: Profile, table: pl.DataFrame, keys: tuple[str, str], calls: int) -> Surface:
-    if table.is_empty():
-        raise UserError(f"profile {profile.name}: kernel class attention has no row that varies {' and '.join(keys)}")
-    return _rows(table, *keys, calls)
-
-
-def _rows(table: pl.DataFrame, row: str, axis: str, calls: int) -> Surface:
-    curves: dict[float, Curve] = {}
-    for (key,), part in table.sort(row, axis).group_by(row, maintain_order=True):
-        curves[key] = Curve(part[axis].to_list(), [calls * seconds for seconds in part["seconds"]])
-    return Surface(curves)

@@ -20,7 +20,7 @@ _GOOD_STEP_ERROR = 0.05
 def write_picture(profile: Profile, path: Path) -> None:
     """Write the page. Its ceilings are the best FLOP/s and bytes/s that any kernel of the profile reached."""
     page = Page(
-        f"{profile.model.name} on {profile.device}",
+        f"{profile.shape.name} on {profile.device}",
         f"tp {profile.tp}, {profile.dtype}; {profile.provenance.note}; {profile.date}",
     )
     step = profile.errors.get("step", {}).get("held_out_median")
@@ -50,7 +50,7 @@ def write_picture(profile: Profile, path: Path) -> None:
 
 def measured_work(profile: Profile) -> dict[str, list[tuple[Work, float]]]:
     """Kernel → (work, seconds) of one call at every point that does arithmetic: linear layers and attention."""
-    rank: ModelShape = profile.model.shard(profile.tp)
+    rank: ModelShape = profile.shape.shard(profile.tp)
     linears = {linear.name for linear in rank.linears()}
     kernels: dict[str, list[tuple[Work, float]]] = {}
     for kernel_class, axis in (("dense", "tokens"), ("per_sequence", "sequences")):

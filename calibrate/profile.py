@@ -29,8 +29,20 @@ KEYS: dict[str, tuple[str, ...]] = {
     "overhead": ("sequences", "tokens"),
     "launch": ("kernels",),
     "graph": ("phase", "sequences"),
+    # One layer's experts on one rank, of whose experts `activated_experts` get a token.
+    "moe": ("tokens", "activated_experts"),
+    # Decode batches of which `n_long` contexts are kv_long and the others kv_short, alone or beside one prefill. Only
+    # the ratio of `seconds` to `equal_seconds`, of a batch all of whose contexts are the mean, is used.
+    "skew": ("prefill_chunk", "kv_prefill", "n_decode", "n_long", "kv_short", "kv_long"),
+    # Between ranks; `bytes` is the size of one rank's input.
+    "collective": ("operation", "ranks", "bytes"),
+    # Of no model: products [m, k] × [k, n], attention by heads, experts by shape (see `calibrate.kernel_library`).
+    "gemm": ("m", "n", "k"),
+    "prefill_attention": ("heads", "kv_heads", "head_dim", "sequences", "new_tokens"),
+    "decode_attention": ("heads", "kv_heads", "head_dim", "sequences", "context"),
+    "expert_mlp": ("hidden", "intermediate", "experts", "experts_per_token", "tp", "ep", "tokens"),
 }
-_TEXT_KEYS = {"layer", "direction", "memory", "phase"}
+_TEXT_KEYS = {"layer", "direction", "memory", "phase", "operation"}
 
 _BUNDLED = Path(__file__).parent / "profiles"
 
@@ -48,6 +60,8 @@ class Provenance:
 class Profile:
     """One device × model × tensor parallelism. `tables` holds those of `KEYS` that are known.
 
+    `model` is None where the kernels are of no model in particular; `load_profile` then looks one up in them.
+
     `errors` is kernel class → {"points", "fit", "held_out_points", "held_out_median", "held_out_p90"}: absolute
     relative errors; "fit" is the median error of a grid point interpolated from its neighbours, and the class "step"
     stands for whole decoder steps. `held_out` lists every held-out point: class, point, measured, predicted.
@@ -55,7 +69,7 @@ class Profile:
 
     name: str
     device: str
-    model: ModelShape
+    model: ModelShape | None
     tp: int
     dtype: str
     provenance: Provenance
@@ -74,6 +88,17 @@ class Profile:
     def is_cpu(self) -> bool:
         return self.device_memory is None
 
+    @property
+    def shape(self) -> ModelShape:
+        """The model.
+
+        Raises:
+            UserError: the profile is of none.
+        """
+        if self.model is None:
+            raise UserError(f"profile {self.name} is of no model; expected one that was measured or looked up for one")
+        return self.model
+
     def table(self, kernel_class: str) -> pl.DataFrame:
         """The table of a kernel class.
 
@@ -82,9 +107,8 @@ class Profile:
         """
         if kernel_class not in self.tables:
             held = ", ".join(self.tables) or "none"
-            raise UserError(
-                f"profile {self.name}: no kernel class {kernel_class} for {self.model.name}; it holds {held}"
-            )
+            of = f" for {self.model.name}" if self.model else ""
+            raise UserError(f"profile {self.name}: no kernel class {kernel_class}{of}; it holds {held}")
         return self.tables[kernel_class]
 
     def save(self, folder: Path, *, force: bool = False) -> None:
@@ -96,7 +120,7 @@ class Profile:
         meta: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
         for key in _META:
             meta[key] = getattr(self, key)
-        meta["model"] = asdict(self.model)
+        meta["model"] = asdict(self.model) if self.model else None
         meta["provenance"] = asdict(self.provenance)
         with new_folder(folder, force=force) as partial:
             (partial / "profile.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
@@ -130,10 +154,7 @@ class Profile:
             raise UserError(f"{path}: key schema_version is {version!r}; expected {SCHEMA_VERSION}")
         try:
             known = {key: meta[key] for key in _META}
-            model = dict(meta["model"])
-            if model["rope_scaling"] is not None:
-                model["rope_scaling"] = RopeScaling(**model["rope_scaling"])
-            shape, provenance = ModelShape(**model), Provenance(**meta["provenance"])
+            shape, provenance = _model_shape(meta["model"]), Provenance(**meta["provenance"])
         except KeyError as error:
             raise UserError(f"{path}: key {error.args[0]} is missing") from error
         except TypeError as error:
@@ -177,6 +198,8 @@ def bundled_profiles() -> list[str]:
 def load_profile(spec: str, model: ModelShape, tp: int, base_dir: Path) -> Profile:
     """A profile by folder (relative to `base_dir`), by bundled name, or `datasheet:DEVICE`.
 
+    One of no model is looked up for `model`.
+
     Raises:
         UserError: as `Profile.load`, or a datasheet that is not known.
     """
@@ -185,7 +208,19 @@ def load_profile(spec: str, model: ModelShape, tp: int, base_dir: Path) -> Profi
 
         return datasheet_profile(spec.removeprefix("datasheet:"), model, tp)
     folder = base_dir / spec
-    return Profile.load(folder if folder.is_dir() else spec)
+    profile = Profile.load(folder if folder.is_dir() else spec)
+    if profile.model is None:
+        from calibrate.kernel_library import library_profile
+
+        return library_profile(profile, model, tp)
+    return profile
+
+
+def _model_shape(model: dict[str, Any] | None) -> ModelShape | None:
+    if model is None:
+        return None
+    scaling = model["rope_scaling"]
+    return ModelShape(**model | {"rope_scaling": None if scaling is None else RopeScaling(**scaling)})
 
 
 def _read_parquet(path: Path) -> pl.DataFrame:

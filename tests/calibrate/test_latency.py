@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calibrate.latency import StepLatency, prefill_work
+from calibrate.attention_law import prefill_work
+from calibrate.latency import StepLatency
 from calibrate.model import ModelShape, load_model
 from calibrate.profile import Profile, Provenance
 from ground.errors import UserError
@@ -160,9 +161,9 @@ def test_missing_overhead_is_an_assumption() -> None:
     profile = make_profile()
     del profile.tables["overhead"]
     bare = StepLatency(profile, MODEL)
-    assert [assumption.name for assumption in bare.assumptions] == ["profile", "engine.host_overhead"]
+    assert [assumption.name for assumption in bare.assumptions] == ["profile", "engine.skew", "engine.host_overhead"]
     assert bare.step((), 3, 300) == pytest.approx(law([], 3, 300) - host(3, 3), rel=1e-9)
-    assert [assumption.name for assumption in latency().assumptions] == ["profile"]
+    assert [assumption.name for assumption in latency().assumptions] == ["profile", "engine.skew"]
 
 
 def test_profile_of_another_model_names_both() -> None:

@@ -1,0 +1,134 @@
+"""Seconds of a step's attention, all layers: prefills, decodes, and both in one kernel call."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import polars as pl
+
+from calibrate.curve import Curve, Surface
+from calibrate.profile import Profile
+from calibrate.skew import Skew, Spread
+from ground.errors import UserError
+
+Work = Callable[[float, float], float]
+
+
+def prefill_work(new: float, cached: float) -> float:
+    """Query-key pairs of a causal prefill, to which its attention FLOPs are proportional."""
+    return new * cached + new * (new + 1) / 2
+
+
+class AttentionLaw:
+    """Attention of one profile, times its layers.
+
+    Where the profile holds batches of a prefill beside decodes, one kernel call serves a whole step: each prefill adds
+    what it takes beyond a launch, and decoding sequences add what they were measured to add beside the step's longest
+    chunk. Where it does not, prefills and decodes are kernel calls of their own and add up.
+    """
+
+    def __init__(self, profile: Profile, layers: int, skew: Skew | None) -> None:
+        table = profile.table("attention")
+        self.prefill = _surface(
+            profile, table.filter(pl.col("n_decode") == 0), ("prefill_chunk", "kv_prefill"), layers, prefill_work
+        )
+        self.decode = _surface(
+            profile, table.filter(pl.col("prefill_chunk") == 0), ("n_decode", "kv_decode"), layers, None
+        )
+        self.skew = skew
+        beside = table.filter((pl.col("prefill_chunk") > 0) & (pl.col("n_decode") > 0))
+        self._beside = None if beside.is_empty() else _BesidePrefill(beside, layers)
+        self._launch = self.prefill(self.prefill.keys[0], 0) if self._beside else 0.0
+
+    def mixed(
+        self,
+        prefills: Sequence[tuple[int, int]],
+        decodes: int,
+        kv_tokens: int,
+        spread: Spread | None,
+        alone: Curve | None,
+    ) -> tuple[float, bool]:
+        """Seconds of a step with at least one prefill, and whether all of it lies inside the measured grid.
+
+        `alone`: the curve of so many decodes over the sum of their cached tokens; None where nothing decodes.
+        """
+        inside = True
+        seconds = self._launch
+        for new, cached in prefills:
+            seconds += self.prefill(new, cached) - self._launch
+            inside = inside and self.prefill.covers(new, cached)
+        if alone is None:
+            return seconds, inside
+        if self._beside is None:
+            return seconds + alone(kv_tokens), inside and alone.covers(kv_tokens)
+        chunk, cached = max(prefills)
+        added, covered = self._beside(chunk, cached, decodes, kv_tokens / decodes, self.prefill)
+        seconds += added
+        if self.skew and spread:
+            sums = [np.array([float(value)]) for value in (kv_tokens, spread.squares, spread.longest)]
+            prefill = (sum(new for new, _ in prefills), cached)
+            seconds *= 1.0 + float(self.skew.relative(decodes, sums[0], sums[1], sums[2], prefill)[0])
+        return seconds, inside and covered
+
+
+class _BesidePrefill:
+    """What n decodes add to the attention of one prefill: linear in chunk, prefix, n and mean context."""
+
+    def __init__(self, table: pl.DataFrame, layers: int) -> None:
+        self._curves: dict[int, dict[int, dict[int, Curve]]] = {}  # chunk → prefix → decodes → curve over context
+        keys = ["prefill_chunk", "kv_prefill", "n_decode"]
+        for (chunk, prefix, decodes), rows in table.sort(*keys, "kv_decode").group_by(keys, maintain_order=True):
+            curve = Curve(rows["kv_decode"].to_list(), [layers * seconds for seconds in rows["seconds"]])
+            self._curves.setdefault(chunk, {}).setdefault(prefix, {})[decodes] = curve
+
+    def __call__(self, chunk: int, prefix: int, decodes: int, context: float, prefill: Surface) -> tuple[float, bool]:
+        """Seconds beyond the prefill's own, and whether it lies inside the grid; beyond it the border's value holds,
+        but over contexts and decodes it goes on along the last cell."""
+        seconds, inside = 0.0, self._inside(chunk, prefix, decodes)
+        for at_chunk, chunk_share in _clamped(list(self._curves), chunk):
+            prefixes = self._curves[at_chunk]
+            for at_prefix, prefix_share in _clamped(list(prefixes), prefix):
+                curves = prefixes[at_prefix]
+                own = prefill(at_chunk, at_prefix)
+                share = chunk_share * prefix_share
+                for at_decodes, decode_share in _linear([0, *curves], decodes):
+                    if at_decodes:
+                        curve = curves[at_decodes]
+                        seconds += share * decode_share * (curve(context) - own)
+                        inside = inside and curve.covers(context)
+        return max(0.0, seconds), inside
+
+    def _inside(self, chunk: int, prefix: int, decodes: int) -> bool:
+        chunks = list(self._curves)
+        prefixes = list(self._curves[chunks[0]])
+        most = max(self._curves[chunks[0]][prefixes[0]])
+        return chunks[0] <= chunk <= chunks[-1] and prefix <= prefixes[-1] and decodes <= most
+
+
+def _linear(grid: Sequence[int], value: float) -> tuple[tuple[int, float], ...]:
+    """The two grid points around a value and their weights; beyond the grid the last cell goes on."""
+    if len(grid) == 1:
+        return ((grid[0], 1.0),)
+    cell = min(max(bisect_right(grid, value) - 1, 0), len(grid) - 2)
+    share = (value - grid[cell]) / (grid[cell + 1] - grid[cell])
+    return ((grid[cell], 1.0 - share), (grid[cell + 1], share)) if share else ((grid[cell], 1.0),)
+
+
+def _clamped(grid: Sequence[int], value: float) -> tuple[tuple[int, float], ...]:
+    return _linear(grid, min(max(value, grid[0]), grid[-1]))
+
+
+def _surface(profile: Profile, table: pl.DataFrame, keys: tuple[str, str], calls: int, work: Work | None) -> Surface:
+    if table.is_empty():
+        raise UserError(f"profile {profile.name}: kernel class attention has no row that varies {' and '.join(keys)}")
+    return rows_over(table, *keys, calls, work)
+
+
+def rows_over(table: pl.DataFrame, row: str, axis: str, calls: int, work: Work | None = None) -> Surface:
+    """A surface of `calls` calls: one curve over `axis` for each value of `row`."""
+    curves: dict[float, Curve] = {}
+    for (key,), part in table.sort(row, axis).group_by(row, maintain_order=True):
+        curves[key] = Curve(part[axis].to_list(), [calls * seconds for seconds in part["seconds"]])
+    return Surface(curves, work)
