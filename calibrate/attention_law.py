@@ -39,6 +39,7 @@ class AttentionLaw:
         )
         self.skew = skew
         beside = table.filter((pl.col("prefill_chunk") > 0) & (pl.col("n_decode") > 0))
+        self.one_kernel = not beside.is_empty()
         self._beside = None if beside.is_empty() else _BesidePrefill(beside, layers)
         self._launch = self.prefill(self.prefill.keys[0], 0) if self._beside else 0.0
 

@@ -61,6 +61,28 @@ def run(device: str, model: str, tp: int, threads: int, block_size: int, quick: 
     click.echo(f"Profile written to {out}")
 
 
+@calibrate.command("import")
+@click.argument("format", metavar="FORMAT")
+@click.argument("source", metavar="SRC")
+@click.option("--model", metavar="MODEL", help="A Hugging Face config.json, or a bundled name; where SRC names none.")
+@click.option("--tp", type=click.IntRange(1), help="Tensor parallelism, where SRC has several.")
+@click.option("--force", is_flag=True, help="Replace the profile that is there.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder of the profile.")
+def import_(format: str, source: str, model: str | None, tp: int | None, force: bool, out: Path) -> None:
+    """Read somebody else's kernel measurements into a profile. FORMAT is one that `calibrate list` shows."""
+    from calibrate.importers import importers
+    from ground.folder import refuse_existing
+
+    known = importers()
+    if format not in known:
+        raise UserError(f"{format}: no such format; expected one of {', '.join(known)}")
+    refuse_existing(out, force=force)
+    profile = known[format].read(source, load_model(model) if model else None, tp)
+    profile.save(out, force=force)
+    _print(profile)
+    click.echo(f"Profile written to {out}")
+
+
 @calibrate.command()
 @click.argument("profile")
 @click.option("--picture", type=click.Path(path_type=Path), help="Also write the roofline picture, an HTML page.")
@@ -82,11 +104,14 @@ def show(profile: str, picture: Path | None) -> None:
 
 @calibrate.command("list")
 def list_() -> None:
-    """List the bundled models, profiles and datasheets."""
+    """List the bundled models, profiles, datasheets and collectives, and the formats that can be imported."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from calibrate.datasheet import devices
+    from calibrate.importers import importers
+    from calibrate.links import bundled_collectives
     from calibrate.model import bundled_models
     from calibrate.profile import Profile, bundled_profiles
 
@@ -101,7 +126,8 @@ def list_() -> None:
         profiles = Table("profile", "device", "model", "tp", "covers", title="Bundled profiles", title_justify="left")
         for name in bundled_profiles():
             profile = Profile.load(name)
-            profiles.add_row(name, profile.device, profile.shape.name, str(profile.tp), ", ".join(profile.tables))
+            model_name = profile.model.name if profile.model else "any"
+            profiles.add_row(name, profile.device, model_name, str(profile.tp), ", ".join(profile.tables))
         console.print(profiles)
     sheets = Table(
         "name",
@@ -121,22 +147,37 @@ def list_() -> None:
             f"{device.tdp:.0f}",
         )
     console.print(sheets)
+    links = Table(
+        "device", "operation", "GPUs", "from", title="Collectives between GPUs of one node", title_justify="left"
+    )
+    for row in bundled_collectives():
+        links.add_row(*row)
+    console.print(links)
+    formats = Table("format", "SRC", title="Formats of `simctl calibrate import`", title_justify="left")
+    for importer in importers().values():
+        formats.add_row(importer.name, escape(importer.summary))
+    console.print(formats)
 
 
 def _print(profile: Profile) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     threads = f", {profile.threads} thread{'s' if profile.threads != 1 else ''}" if profile.threads else ""
-    console.print(f"[bold]{profile.shape.name}[/bold], tp {profile.tp}, {profile.dtype} on {profile.device}{threads}")
-    console.print(f"{profile.provenance.note}, {profile.date}", style="dim", highlight=False)
+    model_name = profile.model.name if profile.model else "of no model"
+    on = f"tp {profile.tp}, {profile.dtype} on {profile.device}{threads}"
+    console.print(f"[bold]{escape(model_name)}[/bold], {escape(on)}")
+    facts = (profile.provenance.note, profile.provenance.licence, profile.date)
+    console.print(escape(", ".join(fact for fact in facts if fact)), style="dim", highlight=False)
 
     table = Table("class", "what", "points", "fastest", "slowest", "spread")
     for kernel_class, rows in profile.tables.items():
-        series = rows["layer"].to_list() if "layer" in rows.columns else [""] * len(rows)
+        what = next((key for key in ("layer", "operation") if key in rows.columns), None)
+        series = rows[what].to_list() if what else [""] * len(rows)
         for name in dict.fromkeys(series):
-            part = rows.filter(rows["layer"] == name) if name else rows
+            part = rows.filter(rows[what] == name) if what else rows
             spread = "–"
             if "p90" in part.columns and kernel_class != "overhead":
                 spread = f"{median((part['p90'] - part['p10']) / part['seconds']):.0%}"
@@ -147,12 +188,21 @@ def _print(profile: Profile) -> None:
     if profile.errors:
         errors = Table("class", "fit", "held-out points", "median error", "90th percentile")
         for kernel_class, error in profile.errors.items():
-            shown = "whole steps" if kernel_class == "step" else kernel_class
+            shown = _SHOWN_CLASSES.get(kernel_class, kernel_class)
             held_out = f"{error['held_out_points']:.0f}" if "held_out_points" in error else "–"
             columns = [_percent(error.get(key)) for key in ("fit", "held_out_median", "held_out_p90")]
             errors.add_row(shown, columns[0], held_out, *columns[1:])
         console.print(errors)
         console.print("fit: a grid point from its neighbours; spread: (p90 - p10) / median", style="dim")
+
+
+# How the classes of `Profile.errors` that are no kernel class are called.
+_SHOWN_CLASSES = {
+    "step": "whole steps",
+    "skew.mean_context": "unequal contexts, by their mean",
+    "skew.neighbours": "unequal contexts, by neighbours",
+    "skew.waves": "unequal contexts, by waves",
+}
 
 
 def _micro(seconds: float) -> str:

@@ -1,6 +1,7 @@
 """Measured laws between grid points: a piecewise linear curve, and a surface made of such curves.
 
-Outside its grid a law goes on with the slope of its last cell, never falling: more work does not take less time.
+Beyond its grid a law goes on with the slope of its upper half, never falling: more work does not take less time, and a
+last cell may be so narrow that its slope is noise.
 """
 
 from __future__ import annotations
@@ -28,8 +29,14 @@ class Curve:
         self.low, self.high = self.xs[0], self.xs[-1]
         points = list(zip(self.xs, self.ys, strict=True))
         slopes = [(y1 - y0) / (x1 - x0) for (x0, y0), (x1, y1) in pairwise(points)]
-        self.slopes = [*slopes, max(0.0, slopes[-1]) if slopes else 0.0]
+        self.slopes = [*slopes, self._slope_beyond()]
         self._arrays = (np.array(self.xs), np.array(self.ys), np.array(self.slopes))
+
+    def _slope_beyond(self) -> float:
+        if len(self.xs) == 1:
+            return 0.0
+        half = min(max(bisect_right(self.xs, (self.low + self.high) / 2) - 1, 0), len(self.xs) - 2)
+        return max(0.0, (self.ys[-1] - self.ys[half]) / (self.high - self.xs[half]))
 
     def __call__(self, x: float) -> float:
         cell = bisect_right(self.xs, x) - 1

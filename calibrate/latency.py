@@ -32,6 +32,18 @@ class Batch(NamedTuple):
     kv_tokens: int
     spread: Spread | None = None  # None: the decoding sequences are equally long
 
+    def one_token_each(self) -> Batch:
+        """The same step; if no prefill computes more than one token, one kernel for all of it sees only decodes."""
+        if not self.prefills or any(new != 1 for new, _ in self.prefills):
+            return self
+        cached = [tokens for _, tokens in self.prefills]
+        decodes, kv_tokens = self.decodes + len(cached), self.kv_tokens + sum(cached)
+        spread = self.spread
+        if spread is not None or not self.decodes:
+            squares, longest = spread or Spread(0, 0)
+            spread = Spread(squares + sum(tokens * tokens for tokens in cached), max(longest, *cached))
+        return Batch((), decodes, kv_tokens, spread)
+
 
 class _DecodeLaw(NamedTuple):
     """A pure decode step of n sequences: `fixed` + `attention`(sum of their cached tokens)."""
@@ -122,6 +134,8 @@ class StepLatency:
 
         An engine that has nothing to do computes one token of no request, as the others wait for its part.
         """
+        if self._attention.one_kernel:
+            batches = [batch.one_token_each() for batch in batches]
         if not any(batch.prefills for batch in batches):
             return float(self.group_decode_run(batches, 1)[0])
         padded = self._padded_together(batches)

@@ -23,3 +23,14 @@ def collectives_of(profile: Profile) -> Collectives | None:
         return None
     table = pl.read_parquet(path)
     return Collectives(table, str(table["source"][0]))
+
+
+def bundled_collectives() -> list[tuple[str, str, str, str]]:
+    """(device, operations, between how many GPUs, from where) of every bundled table."""
+    rows = []
+    for path in sorted(_BUNDLED.glob("*.parquet")):
+        by_operation = pl.read_parquet(path).group_by("source", "operation").agg(pl.col("ranks").unique().sort())
+        by_ranks = by_operation.sort("source", "operation").group_by("source", "ranks", maintain_order=True)
+        for (source, ranks), part in by_ranks:
+            rows.append((path.stem, ", ".join(part["operation"]), ", ".join(map(str, ranks)), str(source)))
+    return rows

@@ -44,14 +44,18 @@ def kv_block_count(
     gpu_memory_utilization: float,
     max_num_batched_tokens: int,
     max_num_seqs: int = 256,
+    *,
+    data: int = 1,
 ) -> tuple[int, list[Assumption]]:
     """KV blocks of one rank, and every term of the sum.
 
-    device bytes · utilization − weights − activation peak − memory outside torch, divided by a block's bytes.
+    device bytes · utilization − weights − activation peak − memory outside torch, divided by a block's bytes. CUDA
+    graphs are captured after that sum was done, out of what utilization leaves free.
 
     Args:
         profile_or_device: a profile, or the name of a device with a bundled datasheet.
         max_num_seqs: 256 is vLLM's default.
+        data: engines that share the experts, of which each GPU then holds a smaller part.
 
     Raises:
         UserError: a CPU profile (there is no natural size), an unknown device, or nothing left for the cache.
@@ -60,8 +64,8 @@ def kv_block_count(
     if isinstance(profile_or_device, Profile):
         if profile_or_device.device_memory is None:
             raise UserError(
-                f"profile {profile_or_device.name}: a CPU has no natural number of KV blocks; "
-                "the scenario must give kv_blocks"
+                f"profile {profile_or_device.name}: a CPU has no natural number of KV blocks, and of this GPU nobody "
+                "said how much memory it has; the scenario must give kv_blocks"
             )
         name, memory = profile_or_device.device, profile_or_device.device_memory
         kind = profile_or_device.provenance.source
@@ -69,9 +73,9 @@ def kv_block_count(
     else:
         device = find_device(profile_or_device.removeprefix("datasheet:"))
         name, memory, source = device.name, device.memory, "datasheet"
-    weights = model.weight_bytes(tp)
+    weights = model.weight_bytes(tp) - round(model.expert_bytes() / tp * (1 - 1 / data))
     activations = activation_peak(model, tp, max_num_batched_tokens, max_num_seqs)
-    outside = _CONTEXT_BYTES + _NCCL_BYTES.get(tp, _NCCL_BYTES[8])
+    outside = _CONTEXT_BYTES + _NCCL_BYTES.get(tp * data, _NCCL_BYTES[8])
     left = memory * gpu_memory_utilization - weights - activations - outside
     block_bytes = block_size * model.kv_bytes_per_token(tp)
     blocks = int(left // block_bytes)
@@ -83,7 +87,7 @@ def kv_block_count(
         )
     return blocks, [
         Assumption("memory.device", memory, "bytes", source, f"memory of {name}"),
-        Assumption("memory.weights", weights, "bytes", "assumed", f"weights of {model.name}, one of {tp} ranks"),
+        Assumption("memory.weights", weights, "bytes", "assumed", f"weights of {model.name}, one of {tp * data} ranks"),
         Assumption(
             "memory.activation_peak",
             activations,
@@ -92,5 +96,6 @@ def kv_block_count(
             f"larger of MLP at {max_num_batched_tokens} tokens and sampler at {max_num_seqs} sequences",
         ),
         Assumption("memory.non_torch", outside, "bytes", "assumed", "CUDA context 0.16 GiB, and NCCL beyond one rank"),
+        Assumption("memory.graph_pool", 0, "bytes", "assumed", "CUDA graphs are captured after the pool was sized"),
         Assumption("memory.kv_blocks", blocks, "blocks", "assumed", f"what is left, in blocks of {block_bytes} bytes"),
     ]

@@ -147,6 +147,10 @@ class ModelShape:
         tables = (1 if rank.tied_embeddings else 2) * rank.vocab * rank.hidden
         return (rank.layers * in_layer + tables + rank.hidden) * rank.dtype_bytes
 
+    def expert_bytes(self) -> int:
+        """Bytes of the weights of all experts, in all layers; 0 of a dense model."""
+        return self.layers * self.experts * 3 * self.hidden * self.moe_intermediate * self.dtype_bytes
+
     def kv_bytes_per_token(self, tp: int = 1) -> int:
         """Bytes of keys and values that one token keeps on one rank, all layers."""
         rank = self.shard(tp)

@@ -86,6 +86,11 @@ def measure_reference(
             f"fleet.replicas is {replicas} and engine.tensor_parallel {tensor_parallel}; "
             "the reference engine is one engine on one device, expected 1 and 1"
         )
+    if scenario.engine.async_scheduling:
+        raise UserError(
+            f"engine.async_scheduling is true (preset {scenario.engine.preset}); "
+            "the reference engine schedules synchronously, expected false"
+        )
     model, config, trace = load_model(scenario.model), deploy(scenario).config, load_trace(scenario)
     _check_context(trace, config, model)
     decoder = Decoder(

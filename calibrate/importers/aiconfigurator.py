@@ -8,7 +8,7 @@ behind the path of a `systems` folder of one's own. Tables of one framework lie 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -95,6 +95,29 @@ IMPORTER = Importer(
     "SYSTEM/FRAMEWORK/VERSION of the package aiconfigurator-core, or behind the path of a systems folder",
     read,
 )
+
+
+def read_collectives(folder: Path, framework: str, releases: Sequence[str]) -> pl.DataFrame:
+    """The collectives of one system, whose `folder` is `systems/data/SYSTEM`: the table `collective`, and `source`.
+
+    Of a framework's own all-reduce the first release that timed an operation between so many ranks counts.
+
+    Raises:
+        UserError: none of the releases timed any.
+    """
+    parts = []
+    for release in releases:
+        if (folder / "comm" / framework / release).is_dir():
+            table = _collectives(_Tables(folder, framework, release), "")
+            if table is not None:
+                source = f"AIConfigurator {folder.name}/{framework}/{release}"
+                parts.append(table.with_columns(source=pl.lit(source)))
+    if not parts:
+        raise UserError(f"{folder}: comm/{framework} has none of {', '.join(releases)}")
+    kept = parts[0]
+    for part in parts[1:]:
+        kept = pl.concat([kept, part.join(kept, on=["operation", "ranks"], how="anti")])
+    return kept.sort("operation", "ranks", "bytes")
 
 
 def _installed() -> Path | None:

@@ -119,13 +119,13 @@ class BlockPool:
             resumed = min(len(resume.ids), limit - blocks)
         return Hit(spans, used, resumed, (blocks + resumed) * self.block_size)
 
-    def admit(self, holding: Holding, hit: Hit, tokens: int) -> bool:
+    def admit(self, holding: Holding, hit: Hit, tokens: int, needed: int = 0) -> bool:
         """Hold the blocks of `hit` and then new ones, for `tokens` tokens in all; False (nothing changed) if
-        too few are free."""
+        too few are free, be it for these or for `needed` tokens."""
         found = hit.tokens // self.block_size
         # Blocks found in the queue are free now and will not be.
         revived = sum(len(span.ids) for span in hit.spans if not span.holders) + hit.resumed
-        if self._blocks_for(tokens) - found + revived > self.free:
+        if self._blocks_for(max(tokens, needed)) - found + revived > self.free:
             return False
         for span in hit.spans:
             if not span.holders:

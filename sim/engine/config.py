@@ -20,6 +20,17 @@ class EngineLimits(Spec):
     enable_chunked_prefill: bool = True
     enable_prefix_caching: bool = True
     scheduling_policy: Literal["fcfs", "priority"] = "fcfs"
+    async_scheduling: bool = Field(default=False, description="a step is scheduled while the one before it runs")
+    scheduler_reserve_full_isl: bool = Field(
+        default=False,
+        description="admit a request only where blocks are free for its whole prompt",
+    )
+    data_parallel: int = Field(
+        default=1,
+        gt=0,
+        description="engines that share a mixture of experts and step together, each with a pool of its own",
+    )
+    reserved_blocks: int = Field(default=0, ge=0, description="blocks of the pool that are never given out")
 
     @model_validator(mode="after")
     def _every_sequence_fits_the_budget(self) -> "EngineLimits":

@@ -1,13 +1,16 @@
 """The simulated engine: one SimPy process that drives a scheduler with predicted step times."""
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import simpy
 
+from calibrate.latency import Batch
+from calibrate.skew import Spread
 from sim.engine.clock import FIRST_STEP_PRIORITY, Clock
 from sim.engine.config import EngineConfig
+from sim.engine.lockstep import GroupPlan, LockStepScheduler
 from sim.engine.request import Request
 from sim.engine.scheduler import Plan, Scheduler
 from sim.results.recorder import StepRecorder
@@ -16,18 +19,29 @@ from sim.results.recorder import StepRecorder
 class StepTimes(Protocol):
     """What the engine asks of `calibrate.latency.StepLatency`."""
 
-    def step(self, prefills: Sequence[tuple[int, int]], decodes: int, kv_tokens: int) -> float:
+    def step(
+        self, prefills: Sequence[tuple[int, int]], decodes: int, kv_tokens: int, spread: Spread | None = None
+    ) -> float:
         """Seconds of one step; prefills are (new tokens, tokens already cached). It may have neither kind of work."""
 
-    def decode_run(self, decodes: int, kv_tokens: int, steps: int) -> np.ndarray:
+    def decode_run(self, decodes: int, kv_tokens: int, steps: int, spread: Spread | None = None) -> np.ndarray:
         """Seconds of each of `steps` decode steps in a row, bit for bit what `step` gives; a new array, (steps,)."""
+
+    def group_step(self, batches: Sequence[Batch]) -> float:
+        """Seconds of one step of engines that step together; asked only where there are several."""
+
+    def group_decode_run(self, batches: Sequence[Batch], steps: int) -> np.ndarray:
+        """The same for `steps` steps in a row in which no engine prefills, (steps,)."""
 
 
 class Engine:
     """One replica. `submit` hands it a request; `on_finish` is told of every finished one.
 
     Where nothing can change the batch, many decode steps are one event (a leap), whose instants are the running sum
-    of the step times. An arrival meanwhile cuts the leap at the next boundary, where a real engine would see it.
+    of the step times. An arrival meanwhile cuts the leap at the boundary at which a real engine would act on it.
+
+    An engine with asynchronous scheduling forms the next step when the last but one has ended: at the end of a step it
+    knows what was generated up to there, and what arrived, and schedules the step after the one that begins now.
     """
 
     def __init__(
@@ -41,7 +55,8 @@ class Engine:
         *,
         leap: bool = True,
     ) -> None:
-        self.scheduler = Scheduler(config)
+        # Either takes back only the plans that it made.
+        self.scheduler: Any = Scheduler(config) if config.data_parallel == 1 else LockStepScheduler(config)
         self._clock = clock
         self._replica = replica
         self._priority = FIRST_STEP_PRIORITY + replica
@@ -49,72 +64,130 @@ class Engine:
         self._steps = steps
         self._on_finish = on_finish
         self._leap = leap
+        self._ahead = int(config.async_scheduling)  # steps that are scheduled before they begin
         self._idle = True
         self._ends: np.ndarray | None = None  # the boundaries of the leap under way, shape (steps,)
         self._leapt = 0  # steps of it that will be taken
+        self._outdated = False  # whether something came that the step scheduled last does not know of
         self._wake: simpy.Event = clock.event()
-        clock.process(self._run())
+        clock.process(self._run_ahead() if self._ahead else self._run())
 
     def submit(self, request: Request) -> None:
         matters = self.scheduler.add(request)
         if self._idle:
             self._idle = False
             self._wake_at(self._clock.now)
-        elif matters and self._ends is not None:
-            self._cut_leap(self._ends)
+        elif matters:
+            self._outdated = True
+            if self._ends is not None:
+                self._cut_leap(self._ends)
 
     def _run(self) -> Generator[simpy.Event, None, None]:
+        """Schedule, wait, finish."""
         clock, scheduler = self._clock, self.scheduler
         yield self._wake
         while True:
             start = clock.now
             plan = scheduler.schedule(start)
             if plan is None:
-                self._idle = True
-                self._wake = clock.event()
-                yield self._wake
+                yield self._wait_for_work()
                 continue
-            self._begin(plan, start)
-            yield self._wake
-            steps, self._ends = self._leapt, None
-            running, waiting = scheduler.running_count, scheduler.waiting_count
-            finished = scheduler.finish(plan, clock.now, steps)
-            self._steps.append(
-                self._replica,
-                start,
-                clock.now,
-                steps,
-                len(plan.chunks),
-                sum(chunk.tokens for chunk in plan.chunks),
-                plan.decodes,
-                plan.kv_tokens,
-                running,
-                waiting,
-                scheduler.blocks_held,
-                plan.preempted,
-            )
-            for request in finished:
-                self._on_finish(request)
+            steps = scheduler.horizon(plan) if self._leap else 1
+            yield self._wait_until(self._begin(plan, start, steps))
+            self._ends = None
+            scheduler.advance(plan, self._leapt)
+            self._end(plan, start)
 
-    def _begin(self, plan: Plan, start: float) -> None:
-        """Place the event at which the step, or the leap, ends."""
-        self._leapt = self.scheduler.horizon(plan) if self._leap else 1
+    def _run_ahead(self) -> Generator[simpy.Event, None, None]:
+        """Schedule the next step before the present one, or the last of a leap, has begun."""
+        clock, scheduler = self._clock, self.scheduler
+        yield self._wake
+        plan: Plan | GroupPlan | None = None
+        while True:
+            if plan is None:  # nothing was scheduled ahead
+                plan = scheduler.schedule(clock.now)
+                if plan is None:
+                    yield self._wait_for_work()
+                    continue
+                self._outdated = False
+            start = clock.now
+            # What the plan does not know may change the step after it.
+            waits = self._outdated and scheduler.waiting_count
+            steps = scheduler.horizon(plan) if self._leap and not waits else 1
+            end = self._begin(plan, start, steps)
+            if self._leapt > 1 and self._ends is not None:
+                yield self._wait_until(float(self._ends[self._leapt - 2]))
+                end = float(self._ends[self._leapt - 1])
+            self._ends = None
+            scheduler.advance(plan, self._leapt)
+            following = scheduler.schedule(clock.now)
+            self._outdated = False
+            yield self._wait_until(end)
+            self._outdated = self._outdated or bool(plan.ending)
+            self._end(plan, start)
+            plan = following
+
+    def _begin(self, plan: Plan | GroupPlan, start: float, steps: int) -> float:
+        """Start a step, or a leap of so many; returns when it ends."""
+        self._leapt = steps
         if plan.chunks or not plan.decodes:  # without either it only preempts
-            prefills = [(chunk.tokens, chunk.start) for chunk in plan.chunks]
-            end = start + self._step_times.step(prefills, plan.decodes, plan.kv_tokens)
-        else:
-            # A running sum from `start`: the same additions, in the same order, as step by step.
-            ends = self._step_times.decode_run(plan.decodes, plan.kv_tokens, self._leapt)
-            ends[0] += start
-            self._ends = np.cumsum(ends, out=ends)
-            end = float(ends[-1])
-        self._wake = self._clock.at(end, self._priority)
+            return start + self._step(plan)
+        # A running sum from `start`: the same additions, in the same order, as step by step.
+        ends = self._decode_run(plan, steps)
+        ends[0] += start
+        self._ends = np.cumsum(ends, out=ends)
+        return float(ends[-1])
+
+    def _step(self, plan: Plan | GroupPlan) -> float:
+        if isinstance(plan, GroupPlan):
+            return self._step_times.group_step(plan.batches) if plan.chunks or plan.decodes else 0.0
+        prefills = [(chunk.tokens, chunk.start) for chunk in plan.chunks]
+        return self._step_times.step(prefills, plan.decodes, plan.kv_tokens, plan.spread)
+
+    def _decode_run(self, plan: Plan | GroupPlan, steps: int) -> np.ndarray:
+        if isinstance(plan, GroupPlan):
+            return self._step_times.group_decode_run(plan.batches, steps)
+        return self._step_times.decode_run(plan.decodes, plan.kv_tokens, steps, plan.spread)
+
+    def _end(self, plan: Plan | GroupPlan, start: float) -> None:
+        """The step or leap that began at `start` has ended."""
+        scheduler = self.scheduler
+        running, waiting = scheduler.running_count, scheduler.waiting_count
+        finished = scheduler.complete(plan, self._clock.now)
+        self._steps.append(
+            self._replica,
+            start,
+            self._clock.now,
+            self._leapt,
+            len(plan.chunks),
+            sum(chunk.tokens for chunk in plan.chunks),
+            plan.decodes,
+            plan.kv_tokens,
+            running,
+            waiting,
+            scheduler.blocks_held,
+            plan.preempted,
+        )
+        for request in finished:
+            self._on_finish(request)
 
     def _cut_leap(self, ends: np.ndarray) -> None:
-        steps = int(np.searchsorted(ends, self._clock.now)) + 1
+        """An arrival is acted on where the present step ends: the step after it, or after the one that was already
+        scheduled, is the last of the leap."""
+        seen = int(np.searchsorted(ends, self._clock.now))
+        steps = seen + 1 + self._ahead
         if steps < self._leapt:
             self._leapt = steps
-            self._wake_at(float(ends[steps - 1]))
+            self._wake_at(float(ends[seen]))
+
+    def _wait_for_work(self) -> simpy.Event:
+        self._idle = True
+        self._wake = self._clock.event()
+        return self._wake
+
+    def _wait_until(self, time: float) -> simpy.Event:
+        self._wake = self._clock.at(time, self._priority)
+        return self._wake
 
     def _wake_at(self, time: float) -> None:
         """Wake the process at `time` instead of when its present event happens."""

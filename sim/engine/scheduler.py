@@ -1,5 +1,10 @@
 """The scheduler of one engine: what runs in the next step. It has no clock; whoever drives it tells the time.
 
+A step passes through it three times: `schedule` says what it computes, `advance` counts that as computed, and
+`complete` is told when it has ended. An engine that schedules synchronously calls the latter two together (`finish`).
+One that schedules asynchronously advances when the step is launched and schedules the next one while it runs: so an
+arrival waits a step longer, and a finished request keeps its seat and blocks for one schedule more.
+
 The rules are vLLM V1's (`vllm/v1/core/sched/scheduler.py`): one token budget a step, running requests first in order of
 admission, then waiting ones; prompts may be computed in chunks; when blocks run out somebody is preempted, his blocks
 are freed and his tokens recomputed later; nobody is admitted in a step that preempted.
@@ -14,6 +19,7 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 from typing import NamedTuple
 
+from calibrate.skew import Spread
 from ground.errors import UserError
 from sim.engine.block_pool import BlockPool, Holding
 from sim.engine.config import EngineConfig
@@ -33,23 +39,26 @@ class Chunk(NamedTuple):
 class Plan:
     """One step: prefill chunks, and one token of each of `decodes` sequences."""
 
-    __slots__ = ("budget", "chunks", "decodes", "kv_tokens", "preempted", "starved")
+    __slots__ = ("budget", "chunks", "decodes", "ending", "first_tokens", "kv_tokens", "preempted", "spread", "starved")
 
     def __init__(self, budget: int) -> None:
         self.budget = budget  # tokens still unused
         self.chunks: list[Chunk] = []
         self.decodes = 0
         self.kv_tokens = 0  # cached tokens that the decoding sequences read, summed
+        self.spread: Spread | None = None  # of them
         self.preempted = 0
         self.starved: list[Request] = []  # decoding, but left out of this step for want of budget
+        self.first_tokens: list[Request] = []  # known once it has advanced
+        self.ending: list[Request] = []
 
 
 class Scheduler:
-    """Decides for one engine. Call `add`, then in turn `schedule` and `finish`."""
+    """Decides for one engine. Call `add`, then in turn `schedule` and `finish` (or `advance` and `complete`)."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self.pool = BlockPool(config.kv_blocks, config.block_size)
+        self.pool = BlockPool(config.kv_blocks - config.reserved_blocks, config.block_size)
         make_queue, self._choose_victim = SCHEDULING_POLICIES[config.scheduling_policy]
         self._waiting = make_queue()
         self._running: dict[Request, None] = {}  # in order of admission
@@ -60,6 +69,10 @@ class Scheduler:
         self._step = 0
         self._decodes = 0
         self._kv_tokens = 0  # computed tokens of all decoding requests, summed
+        self._offsets = 0  # of them, summed, and their squares: contexts are offset + step
+        self._offset_squares = 0
+        self._longest: list[tuple[int, int, Request]] = []  # heap of (-offset, admission, request)
+        self._ended: set[Request] = set()  # with their last token under way
         self._at_edge = [0] * config.block_size  # [s % block_size]: how many need a new block at step s
         self._unsettled: list[int] = []  # blocks of decoding requests, not yet said whose
         self._finishing: list[tuple[int, int, Request]] = []  # heap of (finish_step, admission, request)
@@ -82,7 +95,7 @@ class Scheduler:
         tokens = prompt_tokens + output_tokens - 1
         if not self.config.enable_chunked_prefill and tokens > self.config.max_num_batched_tokens:
             return False
-        return tokens <= self.config.kv_blocks * self.config.block_size
+        return tokens <= self.pool.total * self.config.block_size
 
     def add(self, request: Request) -> bool:
         """Queue an arrival; True if the next step may differ because of it.
@@ -105,6 +118,8 @@ class Scheduler:
         plan = self._grant_all() or self._grant_in_order()
         if not plan.preempted and self._waiting:
             self._admit(plan, now)
+        if not (plan.decodes or plan.chunks or plan.preempted or plan.starved):
+            return None  # all that run have their last token under way
         return plan
 
     def horizon(self, plan: Plan) -> int:
@@ -136,43 +151,56 @@ class Scheduler:
 
     def finish(self, plan: Plan, now: float, steps: int = 1) -> list[Request]:
         """The plan has run, `steps` times over (at most its `horizon`); it ended at `now`. Returns who finished."""
+        self.advance(plan, steps)
+        return self.complete(plan, now)
+
+    def advance(self, plan: Plan, steps: int = 1) -> None:
+        """Count what the plan computes, `steps` times over, as computed: the next `schedule` goes on from there."""
         if steps > 1:
             self._take_edges(steps)
         self._step += steps
         self._kv_tokens += plan.decodes * steps
         for request in plan.starved:
             self._delay(request)
-        finished = []
         finishing = self._finishing
         while finishing and finishing[0][0] < self._step:
             finish_step, _, request = heappop(finishing)
             if request.finish_step == finish_step:
                 self._stop_decoding(request, self._step)
                 request.generated = request.output_tokens
-                finished.append(request)
+                plan.ending.append(request)
         for chunk in plan.chunks:
             request = chunk.request
             request.computed = chunk.start + chunk.tokens
             if chunk.last:
                 del self._prefilling[request]
                 if not request.generated:
-                    request.first_token = now
+                    plan.first_tokens.append(request)
                 request.generated += 1
                 if request.generated == request.output_tokens:
-                    finished.append(request)
+                    plan.ending.append(request)
                 else:
                     self._start_decoding(request)
-        if len(finished) > 1:
-            finished.sort(key=lambda request: request.admission)  # their blocks enter the queue in this order
-        for request in finished:
+        if len(plan.ending) > 1:
+            plan.ending.sort(key=lambda request: request.admission)  # their blocks enter the queue in this order
+        self._ended.update(plan.ending)
+
+    def complete(self, plan: Plan, now: float) -> list[Request]:
+        """The plan, which has advanced, ended at `now`. Returns who finished."""
+        for request in plan.first_tokens:
+            request.first_token = now
+        for request in plan.ending:
             request.finish = now
-            self.pool.release(request.holding)
-            del self._running[request]
-        return finished
+            if request in self._running:  # it may have been preempted with its last token under way
+                self.pool.release(request.holding)
+                del self._running[request]
+        self._ended.difference_update(plan.ending)
+        return plan.ending
 
     def decoding(self, plan: Plan) -> list[Request]:
         """The requests of which `plan` computes one token."""
-        out = [request for request in self._running if request not in self._prefilling]
+        idle = self._prefilling.keys() | self._ended
+        out = [request for request in self._running if request not in idle]
         if plan.starved:
             out = [request for request in out if request not in plan.starved]
         return out
@@ -216,6 +244,7 @@ class Scheduler:
             self._unsettled += self.pool.take(blocks)
         plan.decodes = self._decodes
         plan.kv_tokens = self._kv_tokens
+        plan.spread = self._spread()
         return plan
 
     def _grant_in_order(self) -> Plan:
@@ -224,8 +253,8 @@ class Scheduler:
         granted: dict[Request, int] = {}
         blocked = False
         for request in list(self._running):
-            if request not in self._running:
-                continue  # preempted meanwhile
+            if request not in self._running or request in self._ended:
+                continue  # preempted meanwhile, or nothing left to compute
             decoding = request not in self._prefilling
             computed = self.context(request) if decoding else request.computed
             wanted = 1 if decoding else min(request.target - computed, self._chunk_limit)
@@ -261,10 +290,19 @@ class Scheduler:
         plan.starved = [request for request in plan.starved if request in self._running]
         plan.decodes = self._decodes - len(plan.starved)
         plan.kv_tokens = self._kv_tokens - sum(self.context(request) for request in plan.starved)
+        plan.spread = self._spread()
+        if plan.starved and plan.decodes:
+            contexts = [self.context(request) for request in self.decoding(plan)]
+            plan.spread = Spread(sum(context * context for context in contexts), max(contexts))
         return plan
 
     def _preempt(self, request: Request, granted: int) -> None:
         """Free the blocks of a request; all its tokens so far become its prompt. `granted`: tokens of this step."""
+        request.preemptions += 1
+        del self._running[request]
+        if request in self._ended:
+            self.pool.release(request.holding)  # its last token comes all the same
+            return
         computed = request.computed
         if request in self._prefilling:
             del self._prefilling[request]
@@ -274,10 +312,8 @@ class Scheduler:
             self._stop_decoding(request, self._step, granted)
         resumable = computed if self.config.enable_prefix_caching else 0
         self.pool.release(request.holding, resumable_tokens=resumable)
-        del self._running[request]
         request.target = request.prompt_tokens + request.generated
         request.computed = 0
-        request.preemptions += 1
         self._waiting.put_back(request)
 
     # Waiting requests.
@@ -291,7 +327,8 @@ class Scheduler:
             if wanted > plan.budget and not config.enable_chunked_prefill:
                 break
             tokens = min(wanted, plan.budget)
-            if not self.pool.admit(request.holding, hit, hit.tokens + tokens):
+            needed = request.target if config.scheduler_reserve_full_isl else hit.tokens + tokens
+            if not self.pool.admit(request.holding, hit, hit.tokens + tokens, needed):
                 break
             self._waiting.pop()
             self._admissions += 1
@@ -329,6 +366,7 @@ class Scheduler:
         self._at_edge[-request.offset % self.config.block_size] += 1
         self._decodes += 1
         self._kv_tokens += request.target
+        self._count_offset(request, 1)
         self._latest_decoder = max(self._latest_decoder, request.admission)
 
     def _stop_decoding(self, request: Request, step: int, granted: int = 0) -> None:
@@ -337,6 +375,7 @@ class Scheduler:
         self._at_edge[-request.offset % self.config.block_size] -= 1
         self._decodes -= 1
         self._kv_tokens -= computed
+        self._count_offset(request, -1)
         request.finish_step = -1
         self._settle(request, computed + granted)
         self.pool.cache_full_blocks(request.holding, computed)
@@ -345,10 +384,30 @@ class Scheduler:
         """It was left out of a step that the others ran."""
         size = self.config.block_size
         self._at_edge[-request.offset % size] -= 1
+        self._count_offset(request, -1)
         request.offset -= 1
+        self._count_offset(request, 1)
         self._at_edge[-request.offset % size] += 1
         request.finish_step += 1
         heappush(self._finishing, (request.finish_step, request.admission, request))
+
+    def _count_offset(self, request: Request, sign: int) -> None:
+        """Add a decoding request to the sums that its context is part of, or take it out of them."""
+        offset = request.offset
+        self._offsets += sign * offset
+        self._offset_squares += sign * offset * offset
+        if sign > 0:
+            heappush(self._longest, (-offset, request.admission, request))
+
+    def _spread(self) -> Spread | None:
+        """Of all that decode, at the step that is scheduled."""
+        if not self._decodes:
+            return None
+        longest, step = self._longest, self._step
+        while longest[0][2].finish_step == -1 or -longest[0][2].offset != longest[0][0]:
+            heappop(longest)  # it no longer decodes, or started anew elsewhere
+        squares = self._offset_squares + 2 * step * self._offsets + self._decodes * step * step
+        return Spread(squares, step - longest[0][0])
 
     def _settle(self, request: Request, tokens: int) -> None:
         """Say which of the unsettled blocks are this request's."""

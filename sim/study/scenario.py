@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import Field, model_validator
 from ground.errors import UserError
 from ground.spec import Spec, check_spec, read_yaml
 from sim.engine.config import EngineLimits
-from sim.engine.presets import PRESETS
+from sim.engine.presets import PRESETS, capture_sizes
 from sim.fleet.routers import ROUTERS
 from sim.results.slo import Slo
 from traces.source import TraceSource
@@ -23,9 +24,34 @@ class EngineSettings(EngineLimits):
     """What is set on every engine; what is not, the preset decides (`sim.engine.presets`)."""
 
     preset: str = "vllm-0.11"
-    tensor_parallel: int = Field(default=1, gt=0, description="GPUs of one engine")
+    tensor_parallel: int = Field(default=1, gt=0, description="GPUs that shard every layer")
+    expert_parallel: bool = Field(default=False, description="experts are whole on one GPU each, not sharded over all")
+    disable_custom_all_reduce: bool = Field(default=False, description="use NCCL's all-reduce at every size")
+    cudagraph_capture_sizes: tuple[int, ...] | None = Field(
+        default=None, description="batch sizes with a CUDA graph, to which steps are padded; the preset's if not given"
+    )
+    host_overhead: float | None = Field(
+        default=None, ge=0, description="seconds of a step's host work, where the profile did not measure it"
+    )
+    model_skew: bool = Field(default=True, description="whether unequal contexts make decode attention slower")
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     kv_blocks: int | None = Field(default=None, gt=0, description="blocks; predicted from the memory if not given")
+
+    @property
+    def gpus(self) -> int:
+        return self.tensor_parallel * self.data_parallel
+
+    @property
+    def graph_sizes(self) -> Sequence[int]:
+        """Batch sizes with a captured CUDA graph, rising."""
+        if self.cudagraph_capture_sizes is not None:
+            return self.cudagraph_capture_sizes
+        return capture_sizes(self.preset, self.max_num_seqs, self.max_num_batched_tokens)
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """What the scheduler is told of it."""
+        return {name: getattr(self, name) for name in EngineLimits.model_fields}
 
     @model_validator(mode="before")
     @classmethod
@@ -36,6 +62,13 @@ class EngineSettings(EngineLimits):
         if not isinstance(preset, str) or preset not in PRESETS:
             raise ValueError(f"unknown preset {preset!r}, expected one of {', '.join(PRESETS)}")
         return {**PRESETS[preset], **given}
+
+    @model_validator(mode="after")
+    def _capture_sizes_rise(self) -> EngineSettings:
+        sizes = self.cudagraph_capture_sizes or ()
+        if any(size < 1 for size in sizes) or list(sizes) != sorted(set(sizes)):
+            raise ValueError(f"cudagraph_capture_sizes are {list(sizes)}; expected rising positive integers")
+        return self
 
 
 class FleetSettings(Spec):
@@ -61,7 +94,7 @@ class Scenario(Spec):
 
     @property
     def gpus(self) -> int:
-        return self.fleet.replicas * self.engine.tensor_parallel
+        return self.fleet.replicas * self.engine.gpus
 
     def resolved(self) -> dict[str, Any]:
         """As plain data, with every default spelled out and nothing that was left open."""

@@ -8,14 +8,16 @@ from pathlib import Path
 
 from calibrate.latency import StepLatency
 from calibrate.memory import kv_block_count
-from calibrate.model import load_model
-from calibrate.profile import load_profile
+from calibrate.model import ModelShape, load_model
+from calibrate.parallelism import Parallelism
+from calibrate.profile import Profile, load_profile
 from ground.assumption import Assumption
+from ground.errors import UserError
 from sim.engine.config import EngineConfig
 from sim.fleet.fleet import Fleet, FleetRun
 from sim.results import metrics
 from sim.results.folder import Run
-from sim.study.scenario import Scenario
+from sim.study.scenario import EngineSettings, Scenario
 from traces.source import TraceSource
 from traces.table import Trace
 
@@ -34,7 +36,31 @@ def deploy(scenario: Scenario) -> Deployment:
     settings = scenario.engine
     model = load_model(scenario.model)
     profile = load_profile(scenario.profile, model, settings.tensor_parallel, Path())
-    step_times = StepLatency(profile, model, settings.tensor_parallel)
+    return deploy_profile(settings, model, profile)
+
+
+def deploy_profile(settings: EngineSettings, model: ModelShape, profile: Profile) -> Deployment:
+    """The same of a model and profile in memory."""
+    if settings.data_parallel > 1 and not model.experts:
+        raise UserError(
+            f"engine.data_parallel is {settings.data_parallel} and {model.name} has no experts to share; "
+            "expected 1, and fleet.replicas for engines that are independent"
+        )
+    parallelism = Parallelism(
+        settings.tensor_parallel,
+        settings.data_parallel,
+        settings.expert_parallel,
+        not settings.disable_custom_all_reduce,
+    )
+    step_times = StepLatency(
+        profile,
+        model,
+        parallelism=parallelism,
+        graph_sizes=settings.graph_sizes,
+        host_overlaps=settings.async_scheduling,
+        host_overhead=settings.host_overhead,
+        skew=settings.model_skew,
+    )
     assumptions = list(step_times.assumptions)
     blocks = settings.kv_blocks
     if blocks is None:
@@ -46,12 +72,12 @@ def deploy(scenario: Scenario) -> Deployment:
             settings.gpu_memory_utilization,
             settings.max_num_batched_tokens,
             settings.max_num_seqs,
+            data=settings.data_parallel,
         )
         assumptions += terms
     else:
         assumptions.append(Assumption("engine.kv_blocks", blocks, "blocks", "user", "given in the scenario"))
-    limits = settings.model_dump(exclude={"preset", "tensor_parallel", "gpu_memory_utilization", "kv_blocks"})
-    return Deployment(EngineConfig(kv_blocks=blocks, **limits), step_times, assumptions)
+    return Deployment(EngineConfig(kv_blocks=blocks, **settings.limits), step_times, assumptions)
 
 
 def load_trace(scenario: Scenario) -> Trace:
@@ -103,6 +129,6 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
         slo=scenario.slo,
         gpus=scenario.gpus,
         gpu_hour_price=scenario.gpu_hour_price,
-        kv_blocks_total=deployment.config.kv_blocks * scenario.fleet.replicas,
+        kv_blocks_total=deployment.config.kv_blocks * scenario.engine.data_parallel * scenario.fleet.replicas,
     )
     return Run(result.requests, result.steps, numbers, scenario.resolved(), assumptions)

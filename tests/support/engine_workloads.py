@@ -18,14 +18,14 @@ class LinearStepTimes:
     per_token: float = 0.000_1
     per_kv: float = 0.000_001_7
 
-    def step(self, prefills: Sequence[tuple[int, int]], decodes: int, kv_tokens: int) -> float:
+    def step(self, prefills: Sequence[tuple[int, int]], decodes: int, kv_tokens: int, spread: object = None) -> float:
         if not prefills:
             return float(self.decode_run(decodes, kv_tokens, 1)[0])
         tokens = decodes + sum(new for new, _ in prefills)
         cached = kv_tokens + sum(start for _, start in prefills)
         return self.base + self.per_token * tokens + self.per_kv * cached
 
-    def decode_run(self, decodes: int, kv_tokens: int, steps: int) -> np.ndarray:
+    def decode_run(self, decodes: int, kv_tokens: int, steps: int, spread: object = None) -> np.ndarray:
         kv = kv_tokens + decodes * np.arange(steps)
         return self.base + self.per_token * decodes + self.per_kv * kv
 
@@ -41,6 +41,8 @@ def configs(draw: st.DrawFn, block_size: int | None = None) -> EngineConfig:
         max_num_batched_tokens=draw(st.integers(seqs, seqs + 48)),
         long_prefill_token_threshold=draw(st.none() | st.integers(1, 24)),
         enable_prefix_caching=draw(st.booleans()),
+        async_scheduling=draw(st.booleans()),
+        scheduler_reserve_full_isl=draw(st.booleans()),
         scheduling_policy=draw(st.sampled_from(["fcfs", "priority"])),
     )
 

@@ -34,6 +34,11 @@ class NaiveRequest:
     preemptions: int = 0
 
     @property
+    def ended(self) -> bool:
+        """All its tokens are computed, be the last one still under way."""
+        return self.generated == self.output
+
+    @property
     def known(self) -> int:
         return self.prompt + self.generated
 
@@ -47,7 +52,9 @@ class NaiveScheduler:
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self.queue = [Block(i) for i in range(config.kv_blocks)]  # free blocks, longest free first
+        self.queue = [
+            Block(i) for i in range(config.kv_blocks - config.reserved_blocks)
+        ]  # free blocks, longest free first
         self.cached: dict[tuple | None, Block] = {}
         self.waiting: list[NaiveRequest] = []
         self.running: list[NaiveRequest] = []
@@ -65,7 +72,7 @@ class NaiveScheduler:
         granted: dict[NaiveRequest, int] = {}
         preempted = False
         for request in list(self.running):
-            if request not in self.running:
+            if request not in self.running or request.ended:
                 continue
             tokens = min(request.known - request.computed, limit, budget)
             if not tokens:
@@ -81,7 +88,8 @@ class NaiveScheduler:
                 self._free(victim)
                 victim.computed = 0
                 victim.preemptions += 1
-                self.waiting.insert(0, victim)
+                if not victim.ended:
+                    self.waiting.insert(0, victim)
                 preempted = True
             if request not in self.running:
                 break
@@ -100,7 +108,11 @@ class NaiveScheduler:
                 break
             tokens = min(tokens, budget)
             missing = -(-(start + tokens) // size) - len(hit)
-            if missing + sum(not block.holders for block in hit) > len(self.queue):
+            revived = sum(not block.holders for block in hit)
+            if missing + revived > len(self.queue):
+                break
+            whole = -(-request.known // size) - len(hit)
+            if self.config.scheduler_reserve_full_isl and whole + revived > len(self.queue):
                 break
             self.waiting.pop(0)
             self.running.append(request)
@@ -119,15 +131,24 @@ class NaiveScheduler:
             budget -= tokens
         return granted
 
-    def finish(self, granted: dict[NaiveRequest, int], now: float) -> None:
+    def advance(self, granted: dict[NaiveRequest, int]) -> list[tuple[NaiveRequest, bool]]:
+        """Count the step as computed; returns those that it gives a token, and whether it is their last."""
+        emitting = []
         for request, tokens in granted.items():
             request.computed += tokens
             if request.computed == request.known:
-                if not request.generated:
-                    request.first_token = now
                 request.generated += 1
-                if request.generated == request.output:
-                    request.finish = now
+                emitting.append((request, request.ended))
+        return emitting
+
+    def complete(self, emitting: list[tuple[NaiveRequest, bool]], now: float) -> None:
+        """The step has ended."""
+        for request, last in emitting:
+            if request.first_token is None:
+                request.first_token = now
+            if last:
+                request.finish = now
+                if request in self.running:
                     self.running.remove(request)
                     self._free(request)
 

@@ -30,14 +30,14 @@ TINY = ModelShape(
 class StepTimes:
     """Seconds of a step, by its tokens and its context alone, so that a chunk of one token costs what a decode does."""
 
-    def step(self, prefills, decodes, kv_tokens):
+    def step(self, prefills, decodes, kv_tokens, spread=None):
         tokens = sum(new for new, _ in prefills) + decodes
         context = sum(cached for _, cached in prefills) + kv_tokens
         if not tokens:
             return 0.0  # a step that only preempts
         return 1e-3 + 1e-5 * tokens + 1e-7 * context
 
-    def decode_run(self, decodes, kv_tokens, steps):
+    def decode_run(self, decodes, kv_tokens, steps, spread=None):
         return np.array([self.step([], decodes, kv_tokens + i * decodes) for i in range(steps)])
 
 

@@ -8,7 +8,22 @@ from naive_scheduler import NaiveRequest, NaiveScheduler
 
 from sim.engine.config import EngineConfig
 from sim.engine.request import Request
-from sim.engine.scheduler import Scheduler
+from sim.engine.scheduler import Plan, Scheduler
+
+
+def assert_same_step(ours: Scheduler, theirs: NaiveScheduler, plan: Plan, granted: dict[NaiveRequest, int]) -> None:
+    decoding = ours.decoding(plan)
+    mine_granted = {c.request.request_id: c.tokens for c in plan.chunks}
+    mine_granted |= {request.request_id: 1 for request in decoding}
+    assert plan.decodes == len(decoding)
+    assert mine_granted == {request.request_id: tokens for request, tokens in granted.items()}
+    computed = {n.request_id: n.computed for n in granted}
+    contexts = [computed[r.request_id] for r in decoding]
+    assert plan.kv_tokens == sum(contexts)
+    if contexts:
+        assert plan.spread == (sum(context * context for context in contexts), max(contexts))
+    assert all(chunk.start == computed[chunk.request.request_id] for chunk in plan.chunks)
+    assert ours.pool.free == len(theirs.queue)
 
 
 def assert_same_decisions(config: EngineConfig, trace: pl.DataFrame) -> None:
@@ -27,29 +42,34 @@ def assert_same_decisions(config: EngineConfig, trace: pl.DataFrame) -> None:
     ]  # fmt: skip
     pairs = [(mine, naive) for _, mine, naive in due]
     now = 0.0
+    running: tuple[Plan, list[tuple[NaiveRequest, bool]]] | None = (
+        None  # the step that runs while the next one is scheduled
+    )
     while any(naive.finish is None for _, naive in pairs):
         while due and due[0][0] <= now:
             _, mine, naive = due.pop(0)
             ours.add(mine)
             theirs.add(naive)
+        scheduled = None
         plan = ours.schedule(now)
         granted = theirs.schedule(now)
         if plan is None:
             assert not granted
-            now = due[0][0]
-            continue
-        mine_granted = {c.request.request_id: c.tokens for c in plan.chunks}
-        mine_granted |= {request.request_id: 1 for request in ours.decoding(plan)}
-        assert plan.decodes == len(ours.decoding(plan))
-        assert mine_granted == {request.request_id: tokens for request, tokens in granted.items()}
-        context = {n.request_id: n.computed for n in granted}
-        assert plan.kv_tokens == sum(context[r.request_id] for r in ours.decoding(plan))
-        assert all(chunk.start == context[chunk.request.request_id] for chunk in plan.chunks)
-        assert ours.pool.free == len(theirs.queue)
+            if running is None:
+                now = due[0][0]
+                continue
+        else:
+            assert_same_step(ours, theirs, plan, granted)
+            ours.advance(plan)
+            scheduled = (plan, theirs.advance(granted))
+        if not config.async_scheduling:
+            running, scheduled = scheduled, None
         now += 1.0
         assert now < 20_000, "they live in lock"
-        ours.finish(plan, now)
-        theirs.finish(granted, now)
+        if running:
+            ours.complete(running[0], now)
+            theirs.complete(running[1], now)
+        running = scheduled
     for mine, naive in pairs:
         assert (mine.first_scheduled, mine.first_token, mine.finish) == (
             naive.first_scheduled, naive.first_token, naive.finish,

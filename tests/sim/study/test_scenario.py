@@ -63,7 +63,7 @@ def refusal(overrides: dict[str, Any]) -> str:
         ("engine.enable_chunked_prefill", "perhaps", "engine.enable_chunked_prefill"),
         ("engine.scheduling_policy", "lifo", "found 'lifo'"),
         ("engine.max_num_batched_tokens", 7, "engine: max_num_batched_tokens is 7; expected at least max_num_seqs (8)"),
-        ("engine.preset", "vllm-9", "unknown preset 'vllm-9', expected one of vllm-0.11, reference"),
+        ("engine.preset", "vllm-9", "unknown preset 'vllm-9', expected one of vllm-0.11, vllm-0.19, reference"),
         ("engine.preset", ["vllm-0.11"], "unknown preset ['vllm-0.11']"),
         ("engine", None, "engine: Input should be a valid dictionary"),
         ("fleet.replicas", -1, "fleet.replicas: Input should be greater than 0, found -1"),

@@ -1,0 +1,89 @@
+"""Engines that share a mixture of experts: each schedules for itself, and all take every step together.
+
+With data parallelism the attention of every engine is its own and the experts are spread over all, so none can go on
+without the others (vLLM `v1/engine/core.py`, `DPEngineCoreProc`). To the process that drives it the group is one
+scheduler.
+"""
+
+from collections.abc import Sequence
+
+from calibrate.latency import Batch
+from sim.engine.config import EngineConfig
+from sim.engine.request import Request
+from sim.engine.scheduler import Chunk, Plan, Scheduler
+
+
+class GroupPlan:
+    """One step of every engine; None where an engine has nothing to do."""
+
+    def __init__(self, plans: Sequence[Plan | None]) -> None:
+        self.plans = plans
+        given = [plan for plan in plans if plan is not None]
+        self.chunks: list[Chunk] = [chunk for plan in given for chunk in plan.chunks]
+        self.decodes = sum(plan.decodes for plan in given)
+        self.kv_tokens = sum(plan.kv_tokens for plan in given)
+        self.preempted = sum(plan.preempted for plan in given)
+
+    @property
+    def ending(self) -> list[Request]:
+        return [request for plan in self.plans if plan is not None for request in plan.ending]
+
+    @property
+    def batches(self) -> list[Batch]:
+        return [
+            Batch([(chunk.tokens, chunk.start) for chunk in plan.chunks], plan.decodes, plan.kv_tokens, plan.spread)
+            if plan is not None
+            else Batch((), 0, 0)
+            for plan in self.plans
+        ]
+
+
+class LockStepScheduler:
+    """The schedulers of `config.data_parallel` engines, with the interface of one.
+
+    A request goes to the engine with the least 4 × waiting + running, the first of equals: what vLLM's front end does
+    (`v1/engine/core_client.py`, `DPLBAsyncMPClient`), here with counts that are never late.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._schedulers = [Scheduler(config) for _ in range(config.data_parallel)]
+
+    @property
+    def running_count(self) -> int:
+        return sum(scheduler.running_count for scheduler in self._schedulers)
+
+    @property
+    def waiting_count(self) -> int:
+        return sum(scheduler.waiting_count for scheduler in self._schedulers)
+
+    @property
+    def blocks_held(self) -> int:
+        return sum(scheduler.blocks_held for scheduler in self._schedulers)
+
+    def add(self, request: Request) -> bool:
+        chosen = min(self._schedulers, key=lambda one: 4 * one.waiting_count + one.running_count)
+        return chosen.add(request)
+
+    def schedule(self, now: float) -> GroupPlan | None:
+        plans = [scheduler.schedule(now) for scheduler in self._schedulers]
+        return None if all(plan is None for plan in plans) else GroupPlan(plans)
+
+    def horizon(self, plan: GroupPlan) -> int:
+        """Steps until the batch of any engine changes."""
+        return min(
+            scheduler.horizon(own)
+            for scheduler, own in zip(self._schedulers, plan.plans, strict=True)
+            if own is not None
+        )
+
+    def advance(self, plan: GroupPlan, steps: int = 1) -> None:
+        for scheduler, own in zip(self._schedulers, plan.plans, strict=True):
+            if own is not None:
+                scheduler.advance(own, steps)
+
+    def complete(self, plan: GroupPlan, now: float) -> list[Request]:
+        finished: list[Request] = []
+        for scheduler, own in zip(self._schedulers, plan.plans, strict=True):
+            if own is not None:
+                finished += scheduler.complete(own, now)
+        return finished
