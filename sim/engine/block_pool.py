@@ -4,13 +4,16 @@ vLLM's rules (`vllm/v1/core/block_pool.py`, `docs/design/prefix_caching.md`): on
 block is cached as soon as the step that fills it is scheduled, blocks that nobody holds wait in one queue, least
 recently freed first, cached or not, and a request's blocks enter it last block first.
 
-One `Span` stands for the consecutive blocks of one prefix id, so that a trace with 512-token ids costs one look-up
-an id and not one a block. Evicting the end of a span keeps its start usable, exactly as block by block. Two
-differences remain. A span that several requests hold is freed as a whole by the last of them (with ids of one block
-there is no difference). And a block that two requests computed, because neither could see the other's, is cached
+One `Span` stands for the consecutive blocks of a run of prefix ids, as long a run as has always been held and freed
+together; where a request needs only the start of it, it is split there. So a prompt of a hundred thousand tokens costs a
+few look-ups, and not one a block or one an id. Evicting the end of a span keeps its start usable, exactly as block by
+block. Two differences remain. The blocks of one id are freed as a whole by the last of its holders (with ids of one
+block there is no difference). And a block that two requests computed, because neither could see the other's, is cached
 once: should that copy be evicted first, as can happen when prefixes are shared and requests preempted, the other one
 is not found.
 """
+
+from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -18,38 +21,63 @@ from typing import NamedTuple
 
 
 class Span:
-    """Consecutive blocks that are held and freed together, and evicted from their end."""
+    """Consecutive blocks that are held and freed together, and evicted from their end.
 
-    __slots__ = ("holders", "ids", "key")
+    They are those of the ids `keys[at : at + count]`, `per_key` blocks each, of which the last may lack some; or of no
+    id (count 0). `split_off` is what was split off its end while it was held: whoever held it then holds that too.
+    """
 
-    def __init__(self, key: int | None, ids: list[int]) -> None:
-        self.key = key
+    __slots__ = ("at", "count", "holders", "ids", "keys", "per_key", "split_off")
+
+    def __init__(self, ids: list[int], keys: Sequence[int] = (), at: int = 0, count: int = 0, per_key: int = 1) -> None:
         self.ids = ids
+        self.keys = keys
+        self.at = at
+        self.count = count
+        self.per_key = per_key
         self.holders = 1
+        self.split_off: Span | None = None
 
 
 class Holding:
-    """The blocks of one request, in token order: spans under its prefix keys, then a tail under none."""
+    """The blocks of one request, in token order: spans under its prefix ids, then a tail under none."""
 
-    __slots__ = ("blocks", "blocks_per_key", "keys", "resume", "resume_at", "spans", "tail", "used")
+    __slots__ = ("blocks", "blocks_per_key", "keys", "resume", "resume_at", "runs", "tail")
 
     def __init__(self, keys: Sequence[int] = (), blocks_per_key: int = 1) -> None:
         self.keys = keys
         self.blocks_per_key = blocks_per_key
-        self.spans: list[Span] = []
-        self.used: list[int] = []  # blocks of each span that this request reads; the rest are another's
+        # A span, and how many blocks this request reads of it and of what was split off it since.
+        self.runs: list[tuple[Span, int]] = []
         self.tail: list[int] = []
-        self.blocks = 0  # sum(used) + len(tail)
+        self.blocks = 0  # those of the runs and the tail
         # What preemption left in the cache of the tail, and the number of blocks before it.
         self.resume: Span | None = None
         self.resume_at = 0
 
+    @property
+    def spans(self) -> list[Span]:
+        """Every span that is held, in token order."""
+        return [span for span, _ in self._read()]
+
     def block_table(self) -> list[int]:
         """Physical block ids in token order."""
         table: list[int] = []
-        for span, used in zip(self.spans, self.used, strict=True):
-            table += span.ids[:used]
+        for span, blocks in self._read():
+            table += span.ids[:blocks]
         return table + self.tail
+
+    def _read(self) -> list[tuple[Span, int]]:
+        """Every span that is held, and how many blocks of it this request reads; the rest are another's."""
+        out: list[tuple[Span, int]] = []
+        for first, blocks in self.runs:
+            span: Span | None = first
+            while span is not None:
+                length = len(span.ids)
+                out.append((span, min(length, blocks)))
+                blocks -= length
+                span = span.split_off if blocks > 0 else None
+        return out
 
 
 class Hit(NamedTuple):
@@ -68,10 +96,10 @@ class BlockPool:
         self.total = blocks
         self.free = blocks
         self.block_size = block_size
-        everything = Span(None, list(range(blocks - 1, -1, -1)))  # taken from the end: block 0 first
+        everything = Span(list(range(blocks - 1, -1, -1)))  # taken from the end: block 0 first
         everything.holders = 0
         self._queue: OrderedDict[Span, None] = OrderedDict({everything: None})
-        self._cached: dict[int, Span] = {}
+        self._cached: dict[int, Span] = {}  # id → the span that has its blocks
 
     def take(self, count: int) -> list[int]:
         """The `count` blocks that were free the longest; cached ones among them are forgotten.
@@ -86,10 +114,13 @@ class BlockPool:
             if len(ids) > count:
                 taken += ids[-count:]
                 del ids[-count:]
+                if span.count:
+                    self._forget(span, -(-len(ids) // span.per_key))
                 break
             taken += ids
             count -= len(ids)
-            self._forget(span)
+            del self._queue[span]
+            self._forget(span, 0)
             # A resumable tail is still known to its request: it must find nothing left here.
             span.ids = []
         return taken
@@ -102,17 +133,20 @@ class BlockPool:
         limit = (tokens - 1) // self.block_size
         spans: list[Span] = []
         used: list[int] = []
-        blocks = 0
-        for key in holding.keys:
-            span = self._cached.get(key)
-            if span is None or blocks >= limit:
+        blocks, position = 0, 0
+        keys = holding.keys
+        while position < len(keys) and blocks < limit:
+            span = self._cached.get(keys[position])
+            if span is None:
                 break
-            count = min(len(span.ids), limit - blocks)
+            same = _common(keys, position, span)
+            count = min(len(span.ids), same * span.per_key, limit - blocks)
             spans.append(span)
             used.append(count)
             blocks += count
-            if count < holding.blocks_per_key:
-                break
+            position += same
+            if count < same * span.per_key:
+                break  # its end was evicted, or is not needed
         resume = holding.resume
         resumed = 0
         if resume is not None and blocks == holding.resume_at:
@@ -124,15 +158,20 @@ class BlockPool:
         too few are free, be it for these or for `needed` tokens."""
         found = hit.tokens // self.block_size
         # Blocks found in the queue are free now and will not be.
-        revived = sum(len(span.ids) for span in hit.spans if not span.holders) + hit.resumed
+        revived = hit.resumed
+        for span, used in zip(hit.spans, hit.used, strict=True):
+            if not span.holders:
+                revived += min(len(span.ids), -(-used // span.per_key) * span.per_key)
         if self._blocks_for(max(tokens, needed)) - found + revived > self.free:
             return False
-        for span in hit.spans:
-            if not span.holders:
-                del self._queue[span]
-                self.free -= len(span.ids)
-            span.holders += 1
-        holding.spans, holding.used = hit.spans, hit.used
+        for span, used in zip(hit.spans, hit.used, strict=True):
+            whole = -(-used // span.per_key)  # ids that are held for it
+            start = span if whole == span.count else self._split(span, whole)
+            if not start.holders:
+                self._queue.pop(start, None)
+                self.free -= len(start.ids)
+            start.holders += 1
+            holding.runs.append((start, used))
         if hit.resumed and (resume := holding.resume):
             holding.tail = resume.ids[: hit.resumed]
             del resume.ids[: hit.resumed]
@@ -156,33 +195,35 @@ class BlockPool:
             holding.blocks += missing
 
     def blocks_missing(self, holding: Holding, tokens: int) -> int:
-        return self._blocks_for(tokens) - holding.blocks
+        return -(-tokens // self.block_size) - holding.blocks
 
     def cache_full_blocks(self, holding: Holding, tokens: int) -> None:
-        """Put the blocks filled by the first `tokens` tokens under their keys."""
-        keys, per_key, tail = holding.keys, holding.blocks_per_key, holding.tail
-        placed = holding.blocks - len(tail)
+        """Put the blocks filled by the first `tokens` tokens under their ids."""
+        keys, per_key = holding.keys, holding.blocks_per_key
+        placed = holding.blocks - len(holding.tail)
         full = min(tokens // self.block_size, len(keys) * per_key)
-        moved = 0
-        while placed < full:
-            index, inside = divmod(placed, per_key)
-            count = min(per_key - inside, full - placed)
-            ids = tail[moved : moved + count]
-            if inside and len(holding.spans[-1].ids) == holding.used[-1]:
-                holding.spans[-1].ids += ids  # we are at the frontier of this key: go on
-                holding.used[-1] += count
+        if full <= placed:
+            return
+        ids = holding.tail[: full - placed]
+        del holding.tail[: full - placed]
+        index, inside = divmod(placed, per_key)
+        if inside:  # the rest of an id
+            rest = per_key - inside
+            self._continue_id(holding, ids[:rest])
+            ids = ids[rest:]
+            index += 1
+        if not ids:
+            return
+        end = index - (-len(ids) // per_key)
+        if self._cached.keys().isdisjoint(keys[index:end]):
+            self._place(holding, ids, index, end)
+            return
+        for at in range(index, end):
+            part, ids = ids[:per_key], ids[per_key:]
+            if keys[at] in self._cached:  # another request was faster: our copy stays without a name
+                holding.runs.append((Span(part, per_key=per_key), len(part)))
             else:
-                key = keys[index]
-                if inside or key in self._cached:
-                    span = Span(None, ids)  # another request was faster: our copy stays without a name
-                else:
-                    span = self._cached[key] = Span(key, ids)
-                holding.spans.append(span)
-                holding.used.append(count)
-            moved += count
-            placed += count
-        if moved:
-            del tail[:moved]
+                self._place(holding, part, at, at + 1)
 
     def release(self, holding: Holding, *, resumable_tokens: int = 0) -> None:
         """Give every block back, last one first.
@@ -195,18 +236,18 @@ class BlockPool:
         if tail and resumable_tokens:
             before = holding.blocks - len(tail)
             full = max(0, resumable_tokens // self.block_size - before)
-            self._enqueue(Span(None, tail[full:]))
-            holding.resume = Span(None, tail[:full])
+            self._enqueue(Span(tail[full:]))
+            holding.resume = Span(tail[:full])
             holding.resume_at = before
             self._enqueue(holding.resume)
-        else:
-            self._enqueue(Span(None, tail))
+        elif tail:
+            self._enqueue(Span(tail))
         for span in reversed(holding.spans):
             span.holders -= 1
             if not span.holders:
                 self._queue[span] = None
                 self.free += len(span.ids)
-        holding.spans, holding.used, holding.tail, holding.blocks = [], [], [], 0
+        holding.runs, holding.tail, holding.blocks = [], [], 0
 
     def _blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_size)
@@ -217,7 +258,72 @@ class BlockPool:
             self._queue[span] = None
             self.free += len(span.ids)
 
-    def _forget(self, span: Span) -> None:
-        del self._queue[span]
-        if span.key is not None:
-            del self._cached[span.key]
+    def _continue_id(self, holding: Holding, ids: list[int]) -> None:
+        """Blocks of an id whose first ones this request reads already."""
+        span, read = holding._read()[-1]
+        if len(span.ids) == read:
+            span.ids += ids  # we are at the frontier of this id: go on
+            first, blocks = holding.runs[-1]
+            holding.runs[-1] = (first, blocks + len(ids))
+        else:
+            holding.runs.append((Span(ids, per_key=span.per_key), len(ids)))
+
+    def _place(self, holding: Holding, ids: list[int], index: int, end: int) -> None:
+        """Cache blocks under the ids `keys[index:end]`, which are not cached."""
+        keys = holding.keys
+        span = holding.runs[-1][0] if holding.runs else None
+        if (
+            span is not None
+            and span.holders == 1
+            and span.keys is keys
+            and span.at + span.count == index
+            and span.split_off is None
+            and len(span.ids) == holding.runs[-1][1]
+        ):
+            span.ids += ids
+            span.count += end - index
+            holding.runs[-1] = (span, holding.runs[-1][1] + len(ids))
+        else:
+            span = Span(ids, keys, index, end - index, holding.blocks_per_key)
+            holding.runs.append((span, len(ids)))
+        self._cached.update(dict.fromkeys(keys[index:end], span))
+
+    def _split(self, span: Span, count: int) -> Span:
+        """Split a span after its first `count` ids; returns the part before.
+
+        Of a span in the queue the part behind keeps its place there, and the part before is in no queue: it is about to
+        be held. Of one that is held the part before stays what its holders know.
+        """
+        blocks = count * span.per_key
+        start, rest = span.ids[:blocks], span.ids[blocks:]
+        keys, at, behind = span.keys, span.at, span.count - count
+        if span.holders:
+            other = Span(rest, keys, at + count, behind, span.per_key)
+            other.holders = span.holders
+            other.split_off, span.split_off = span.split_off, other
+            span.ids, span.count = start, count
+            self._cached.update(dict.fromkeys(keys[at + count : at + count + behind], other))
+            return span
+        other = Span(start, keys, at, count, span.per_key)
+        other.holders = 0
+        span.ids, span.at, span.count = rest, at + count, behind
+        self._cached.update(dict.fromkeys(keys[at : at + count], other))
+        return other
+
+    def _forget(self, span: Span, kept: int) -> None:
+        """Forget all ids of a span but the first `kept`."""
+        for key in span.keys[span.at + kept : span.at + span.count]:
+            del self._cached[key]
+        span.count = min(kept, span.count)
+
+
+def _common(keys: Sequence[int], position: int, span: Span) -> int:
+    """How many ids of a span go on in `keys` from `position`, where the first one does."""
+    at, count, theirs = span.at, span.count, span.keys
+    if keys[position : position + count] == theirs[at : at + count]:
+        return count
+    same = 1
+    most = min(count, len(keys) - position)
+    while same < most and keys[position + same] == theirs[at + same]:
+        same += 1
+    return same
