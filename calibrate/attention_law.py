@@ -55,11 +55,12 @@ class AttentionLaw:
 
         `alone`: the curve of so many decodes over the sum of their cached tokens; None where nothing decodes.
         """
-        inside = True
-        seconds = self._launch
+        inside, launch = True, self._launch
+        seconds = launch
         for new, cached in prefills:
-            seconds += self.prefill(new, cached) - self._launch
-            inside = inside and self.prefill.covers(new, cached)
+            alone_seconds, covered = self.prefill.look_up(new, cached)
+            seconds += alone_seconds - launch
+            inside = inside and covered
         if alone is None:
             return seconds, inside
         if self._beside is None:

@@ -86,23 +86,32 @@ class Surface:
         self.work = work or (lambda row, _: row)
 
     def __call__(self, row: float, x: float) -> float:
+        return self.look_up(row, x)[0]
+
+    def look_up(self, row: float, x: float) -> tuple[float, bool]:
+        """The value, and whether the point lies inside the grid."""
         low, high = self.cell(row)
-        y0 = self.curves[low](x)
-        if low == high or row == self.keys[low]:
-            return y0
-        y1 = self.curves[high](x)
-        w0, w1 = self.work(self.keys[low], x), self.work(self.keys[high], x)
+        keys, curve = self.keys, self.curves[low]
+        y0 = curve(x)
+        inside = keys[0] <= row <= keys[-1] and curve.low <= x <= curve.high
+        if low == high or row == keys[low]:
+            return y0, inside
+        curve = self.curves[high]
+        y1 = curve(x)
+        w0, w1 = self.work(keys[low], x), self.work(keys[high], x)
         share = (self.work(row, x) - w0) / (w1 - w0)
         rise = y1 - y0
         if share > 1.0 and rise < 0.0:
             rise = 0.0
-        return y1 + (share - 1.0) * rise
+        return y1 + (share - 1.0) * rise, inside and curve.low <= x <= curve.high
 
     def cell(self, row: float) -> tuple[int, int]:
         """Indices of the two rows between or beyond which `row` lies; equal where there is only one."""
         last = len(self.keys) - 1
-        low = min(max(bisect_right(self.keys, row) - 1, 0), max(last - 1, 0))
-        return low, min(low + 1, last)
+        low = bisect_right(self.keys, row) - 1
+        if low >= last:
+            return (last - 1, last) if last else (0, 0)
+        return (low, low + 1) if low > 0 else (0, 1)
 
     def at(self, row: float) -> Curve:
         """The curve over x at one row, on the union of the two neighbouring rows' grids."""
@@ -111,6 +120,4 @@ class Surface:
         return Curve(xs, [self(row, x) for x in xs])
 
     def covers(self, row: float, x: float) -> bool:
-        low, high = self.cell(row)
-        inside = self.keys[0] <= row <= self.keys[-1]
-        return inside and self.curves[low].covers(x) and (row == self.keys[low] or self.curves[high].covers(x))
+        return self.look_up(row, x)[1]

@@ -105,13 +105,32 @@ class StepLatency:
         self._host_overlaps = host_overlaps
         self._graph_sizes = list(graph_sizes)
         self._laws: dict[int, _DecodeLaw] = {}
+        # Token-wise kernels by (padded) tokens, and those by sequences: seconds, and whether outside the grid.
+        self._by_tokens: dict[int, tuple[float, bool]] = {}
+        self._by_sequences: dict[int, tuple[float, bool]] = {}
+        only = self.overhead.curves[0]
+        is_constant = len(self.overhead.curves) == 1 and len(only.ys) == 1
+        self._constant_host = only.ys[0] if is_constant else None
 
     def step(
         self, prefills: Sequence[tuple[int, int]], decodes: int, kv_tokens: int, spread: Spread | None = None
     ) -> float:
         """Seconds of one step of an engine on its own; the arguments are a `Batch`'s. An empty step takes no time."""
         if prefills:
-            return self.group_step([Batch(prefills, decodes, kv_tokens, spread)])
+            batch = Batch(prefills, decodes, kv_tokens, spread)
+            if self._attention.one_kernel:
+                batch = batch.one_token_each()
+                if not batch.prefills:
+                    return self.step((), *batch[1:])
+            tokens = decodes
+            for new, _ in prefills:
+                tokens += new
+            sequences = decodes + len(prefills)
+            kernels = self._tokenwise(self._padded(tokens), sequences) + self._attention_of(batch)
+            if self._experts is not None:
+                kernels += self._shared(self._padded(tokens))
+            host = self.host(sequences, tokens - sequences)
+            return max(kernels, host) if self._host_overlaps else kernels + host
         if not decodes:
             return 0.0
         if self.skew is not None and spread is not None:
@@ -140,7 +159,7 @@ class StepLatency:
             return float(self.group_decode_run(batches, 1)[0])
         padded = self._padded_together(batches)
         own = [
-            self._tokenwise(batch, tokens) + self._attention_of(batch)
+            self._tokenwise(tokens, max(1, batch.decodes + len(batch.prefills))) + self._attention_of(batch)
             for batch, tokens in zip(batches, padded, strict=True)
         ]
         return float(self._with_host(batches, np.array([max(own) + self._shared(sum(padded))]))[0])
@@ -150,7 +169,7 @@ class StepLatency:
         padded = self._padded_together(batches)
         own = np.zeros(steps)
         for batch, tokens in zip(batches, padded, strict=True):
-            seconds = np.full(steps, self._tokenwise(batch, tokens))
+            seconds = np.full(steps, self._tokenwise(tokens, max(1, batch.decodes)))
             if batch.decodes:
                 law = self._laws.get(batch.decodes) or self._law(batch.decodes)
                 seconds += self._decode_attention(law, batch.decodes, batch.kv_tokens, steps, batch.spread)
@@ -162,6 +181,8 @@ class StepLatency:
 
         Outside its grid it keeps the border's value: there is no law in bytes or FLOPs to go on by.
         """
+        if self._constant_host is not None:
+            return self._constant_host
         rows = self.overhead
         row = min(max(sequences, rows.keys[0]), rows.keys[-1])
         low, high = rows.cell(row)
@@ -169,12 +190,22 @@ class StepLatency:
 
     # The parts of a step.
 
-    def _tokenwise(self, batch: Batch, padded: int) -> float:
+    def _tokenwise(self, padded: int, sequences: int) -> float:
         """All of an engine's own kernels but attention, and what its tensor-parallel ranks exchange."""
-        sequences = max(1, batch.decodes + len(batch.prefills))
-        if batch.prefills:
-            self.extrapolated.update(self._outside(padded, sequences))
-        return self.dense(padded) + self.per_sequence(sequences) + self._exchange(padded, sequences)
+        by_tokens = self._by_tokens.get(padded)
+        if by_tokens is None:
+            outside = not self.dense.covers(padded)
+            by_tokens = self._by_tokens[padded] = (self.dense(padded) + self._exchange(padded), outside)
+        by_sequences = self._by_sequences.get(sequences)
+        if by_sequences is None:
+            outside = not self.per_sequence.covers(sequences)
+            seconds = self.per_sequence(sequences) + self._exchange_logits(sequences)
+            by_sequences = self._by_sequences[sequences] = (seconds, outside)
+        if by_tokens[1]:
+            self.extrapolated["dense"] += 1
+        if by_sequences[1]:
+            self.extrapolated["per_sequence"] += 1
+        return by_tokens[0] + by_sequences[0]
 
     def _attention_of(self, batch: Batch) -> float:
         alone = (self._laws.get(batch.decodes) or self._law(batch.decodes)).attention if batch.decodes else None
@@ -223,11 +254,17 @@ class StepLatency:
     def _law(self, decodes: int) -> _DecodeLaw:
         curve = self.decode.at(decodes)
         padded = self._padded(decodes)
-        outside = self._outside(padded, decodes)
+        outside = []
+        if not self.dense.covers(padded):
+            outside.append("dense")
+        if not self.per_sequence.covers(decodes):
+            outside.append("per_sequence")
         if not self.decode.keys[0] <= decodes <= self.decode.keys[-1]:
             outside.append("attention")
         host = self.host(decodes, 0)
-        fixed = self._tokenwise(Batch((), decodes, 0), padded) + self._shared(padded)
+        before = self.extrapolated.copy()  # a law is no step: its steps are counted when they are asked for
+        fixed = self._tokenwise(padded, decodes) + self._shared(padded)
+        self.extrapolated = before
         law = _DecodeLaw(
             fixed if self._host_overlaps else fixed + host,
             Curve([decodes * kv for kv in curve.xs], curve.ys),
@@ -248,14 +285,6 @@ class StepLatency:
         most = self._padded(max(tokens))
         return [most] * len(tokens) if self._graph_sizes and most <= self._graph_sizes[-1] else tokens
 
-    def _outside(self, tokens: int, sequences: int) -> list[str]:
-        outside = []
-        if not self.dense.low <= tokens <= self.dense.high:
-            outside.append("dense")
-        if not self.per_sequence.low <= sequences <= self.per_sequence.high:
-            outside.append("per_sequence")
-        return outside
-
     def _count(self, law: _DecodeLaw, contexts: np.ndarray) -> None:
         for kernel_class in law.outside:
             self.extrapolated[kernel_class] += len(contexts)
@@ -265,18 +294,22 @@ class StepLatency:
 
     # What ranks exchange.
 
-    def _exchange(self, tokens: int, sequences: int) -> float:
-        """Between tensor-parallel ranks: hidden states after the embedding, each attention and each MLP, and logits."""
+    def _exchange(self, tokens: int) -> float:
+        """Between tensor-parallel ranks: hidden states after the embedding, each attention and each MLP."""
         ranks = self.parallelism.tensor
         if ranks == 1 or self._collectives is None:
             return 0.0
         model = self.model
         reductions = 1 + model.layers * (1 if self._experts is not None and self.parallelism.data > 1 else 2)
         hidden = tokens * model.hidden * model.dtype_bytes
-        logits = sequences * (model.vocab // ranks) * model.dtype_bytes
-        return reductions * self._collectives.seconds(self._all_reduce, ranks, hidden) + self._collectives.seconds(
-            "all_gather", ranks, logits
-        )
+        return reductions * self._collectives.seconds(self._all_reduce, ranks, hidden)
+
+    def _exchange_logits(self, sequences: int) -> float:
+        ranks = self.parallelism.tensor
+        if ranks == 1 or self._collectives is None:
+            return 0.0
+        logits = sequences * (self.model.vocab // ranks) * self.model.dtype_bytes
+        return self._collectives.seconds("all_gather", ranks, logits)
 
     def _expert_exchange(self, tokens: int) -> float:
         """Between engines that share experts: hidden states and router logits gathered before, results scattered after

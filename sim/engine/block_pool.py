@@ -5,8 +5,8 @@ block is cached as soon as the step that fills it is scheduled, blocks that nobo
 recently freed first, cached or not, and a request's blocks enter it last block first.
 
 One `Span` stands for the consecutive blocks of a run of prefix ids, as long a run as has always been held and freed
-together; where a request needs only the start of it, it is split there. So a prompt of a hundred thousand tokens costs a
-few look-ups, and not one a block or one an id. Evicting the end of a span keeps its start usable, exactly as block by
+together; where a request needs only the start of it, it is split there. So a prompt of a hundred thousand tokens costs
+a few look-ups, and not one a block or one an id. Evicting the end of a span keeps its start usable, exactly as block by
 block. Two differences remain. The blocks of one id are freed as a whole by the last of its holders (with ids of one
 block there is no difference). And a block that two requests computed, because neither could see the other's, is cached
 once: should that copy be evicted first, as can happen when prefixes are shared and requests preempted, the other one
@@ -15,9 +15,16 @@ is not found.
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
+
+Ids = array  # physical numbers of blocks, typecode "i": copied without touching an object a block
+
+
+def _ids(numbers: Sequence[int] = ()) -> Ids[int]:
+    return array("i", numbers)
 
 
 class Span:
@@ -29,7 +36,7 @@ class Span:
 
     __slots__ = ("at", "count", "holders", "ids", "keys", "per_key", "split_off")
 
-    def __init__(self, ids: list[int], keys: Sequence[int] = (), at: int = 0, count: int = 0, per_key: int = 1) -> None:
+    def __init__(self, ids: Ids[int], keys: Sequence[int] = (), at: int = 0, count: int = 0, per_key: int = 1) -> None:
         self.ids = ids
         self.keys = keys
         self.at = at
@@ -49,7 +56,7 @@ class Holding:
         self.blocks_per_key = blocks_per_key
         # A span, and how many blocks this request reads of it and of what was split off it since.
         self.runs: list[tuple[Span, int]] = []
-        self.tail: list[int] = []
+        self.tail = _ids()
         self.blocks = 0  # those of the runs and the tail
         # What preemption left in the cache of the tail, and the number of blocks before it.
         self.resume: Span | None = None
@@ -62,10 +69,10 @@ class Holding:
 
     def block_table(self) -> list[int]:
         """Physical block ids in token order."""
-        table: list[int] = []
+        table = _ids()
         for span, blocks in self._read():
             table += span.ids[:blocks]
-        return table + self.tail
+        return (table + self.tail).tolist()
 
     def _read(self) -> list[tuple[Span, int]]:
         """Every span that is held, and how many blocks of it this request reads; the rest are another's."""
@@ -96,18 +103,18 @@ class BlockPool:
         self.total = blocks
         self.free = blocks
         self.block_size = block_size
-        everything = Span(list(range(blocks - 1, -1, -1)))  # taken from the end: block 0 first
+        everything = Span(_ids(range(blocks - 1, -1, -1)))  # taken from the end: block 0 first
         everything.holders = 0
         self._queue: OrderedDict[Span, None] = OrderedDict({everything: None})
         self._cached: dict[int, Span] = {}  # id → the span that has its blocks
 
-    def take(self, count: int) -> list[int]:
+    def take(self, count: int) -> Ids[int]:
         """The `count` blocks that were free the longest; cached ones among them are forgotten.
 
         The caller has checked that `count <= free`.
         """
         self.free -= count
-        taken: list[int] = []
+        taken = _ids()
         while count:
             span = next(iter(self._queue))
             ids = span.ids
@@ -122,7 +129,7 @@ class BlockPool:
             del self._queue[span]
             self._forget(span, 0)
             # A resumable tail is still known to its request: it must find nothing left here.
-            span.ids = []
+            span.ids = _ids()
         return taken
 
     def find(self, holding: Holding, tokens: int) -> Hit:
@@ -247,7 +254,7 @@ class BlockPool:
             if not span.holders:
                 self._queue[span] = None
                 self.free += len(span.ids)
-        holding.runs, holding.tail, holding.blocks = [], [], 0
+        holding.runs, holding.tail, holding.blocks = [], _ids(), 0
 
     def _blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_size)
@@ -258,7 +265,7 @@ class BlockPool:
             self._queue[span] = None
             self.free += len(span.ids)
 
-    def _continue_id(self, holding: Holding, ids: list[int]) -> None:
+    def _continue_id(self, holding: Holding, ids: Ids[int]) -> None:
         """Blocks of an id whose first ones this request reads already."""
         span, read = holding._read()[-1]
         if len(span.ids) == read:
@@ -268,7 +275,7 @@ class BlockPool:
         else:
             holding.runs.append((Span(ids, per_key=span.per_key), len(ids)))
 
-    def _place(self, holding: Holding, ids: list[int], index: int, end: int) -> None:
+    def _place(self, holding: Holding, ids: Ids[int], index: int, end: int) -> None:
         """Cache blocks under the ids `keys[index:end]`, which are not cached."""
         keys = holding.keys
         span = holding.runs[-1][0] if holding.runs else None

@@ -155,18 +155,20 @@ class Engine:
         running, waiting = scheduler.running_count, scheduler.waiting_count
         finished = scheduler.complete(plan, self._clock.now)
         self._steps.append(
-            self._replica,
-            start,
-            self._clock.now,
-            self._leapt,
-            len(plan.chunks),
-            sum(chunk.tokens for chunk in plan.chunks),
-            plan.decodes,
-            plan.kv_tokens,
-            running,
-            waiting,
-            scheduler.blocks_held,
-            plan.preempted,
+            (
+                self._replica,
+                start,
+                self._clock.now,
+                self._leapt,
+                len(plan.chunks),
+                sum(chunk.tokens for chunk in plan.chunks),
+                plan.decodes,
+                plan.kv_tokens,
+                running,
+                waiting,
+                scheduler.blocks_held,
+                plan.preempted,
+            )
         )
         for request in finished:
             self._on_finish(request)

@@ -74,7 +74,7 @@ class Scheduler:
         self._longest: list[tuple[int, int, Request]] = []  # heap of (-offset, admission, request)
         self._ended: set[Request] = set()  # with their last token under way
         self._at_edge = [0] * config.block_size  # [s % block_size]: how many need a new block at step s
-        self._unsettled: list[int] = []  # blocks of decoding requests, not yet said whose
+        self._unsettled = self.pool.take(0)  # blocks of decoding requests, not yet said whose
         self._finishing: list[tuple[int, int, Request]] = []  # heap of (finish_step, admission, request)
         self._latest_decoder = 0  # no decoding request was admitted after this one
 

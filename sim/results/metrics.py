@@ -56,7 +56,7 @@ def compute(
     first, last = _number(requests["arrival"].min()), _number(requests["finish"].max())
     duration = last - first if first is not None and last is not None else None
     window = steps if last is None else steps.filter(pl.col("start") < last)
-    replicas = [_in_order(rows, last) for _, rows in sorted(window.group_by("replica"), key=lambda item: item[0])]
+    replicas = [_in_order(rows, first, last) for _, rows in sorted(window.group_by("replica"), key=lambda item: item[0])]
     busy = {str(rows["replica"][0]): _ratio(_busy_time(rows), duration) for rows in replicas}
 
     attainment = _ratio(len(good), len(requests))
@@ -145,10 +145,10 @@ def _prefix_hit_rate(requests: pl.DataFrame) -> float | None:
     return _ratio(int(scheduled["cached_tokens"].sum()), int(scheduled["prompt_tokens"].sum()))
 
 
-def _in_order(rows: pl.DataFrame, last: float | None) -> pl.DataFrame:
-    """One replica's steps by time, cut off at the last finish."""
+def _in_order(rows: pl.DataFrame, first: float | None, last: float | None) -> pl.DataFrame:
+    """One replica's steps by time, cut off at the first arrival and the last finish."""
     ordered = rows.sort("end", "start", "kv_blocks")
-    return ordered if last is None else ordered.with_columns(pl.col("end").clip(upper_bound=last))
+    return ordered.with_columns(pl.col("start", "end").clip(lower_bound=first, upper_bound=last))
 
 
 def _busy_time(rows: pl.DataFrame) -> float:

@@ -72,15 +72,20 @@ class StepRecorder:
     """The steps table, appended in the order in which steps end."""
 
     def __init__(self) -> None:
-        self._columns = [array("d" if dtype == pl.Float64() else "q") for dtype in STEPS.values()]
-        self._appends = [column.append for column in self._columns]
+        self._rows = array("d")  # row after row: integers below 2^53 are exact in it
 
-    def append(self, *row: float) -> None:
+    def append(self, row: tuple[float, ...]) -> None:
         """One row, in the order of `tables.STEPS`."""
-        for append, value in zip(self._appends, row, strict=True):
-            append(value)  # type: ignore[arg-type]
+        self._rows.extend(row)
 
     def table(self) -> pl.DataFrame:
         """With the columns of `tables.STEPS`, in order of (start, replica)."""
-        frame = pl.DataFrame({name: np.asarray(column) for name, column in zip(STEPS, self._columns, strict=True)})
-        return frame.select(pl.col(name).cast(dtype) for name, dtype in STEPS.items()).sort("start", "replica")
+        rows = np.frombuffer(self._rows).reshape(-1, len(STEPS)) if self._rows else np.empty((0, len(STEPS)))
+        order = np.lexsort((rows[:, _REPLICA], rows[:, _START]))
+        return pl.DataFrame(
+            {name: rows[order, index].astype(_NUMPY[dtype]) for index, (name, dtype) in enumerate(STEPS.items())}
+        )
+
+
+_START, _REPLICA = list(STEPS).index("start"), list(STEPS).index("replica")
+_NUMPY: dict[pl.DataType, type] = {pl.Float64(): np.float64, pl.Int64(): np.int64, pl.Int32(): np.int32}

@@ -42,18 +42,20 @@ class Recorder:
         self._busy += end - start
         self._forward += forward
         self._steps.append(
-            0,
-            start,
-            end,
-            1,
-            len(plan.chunks),
-            sum(chunk.tokens for chunk in plan.chunks),
-            plan.decodes,
-            plan.kv_tokens,
-            running,
-            waiting,
-            scheduler.blocks_held,
-            plan.preempted,
+            (
+                0,
+                start,
+                end,
+                1,
+                len(plan.chunks),
+                sum(chunk.tokens for chunk in plan.chunks),
+                plan.decodes,
+                plan.kv_tokens,
+                running,
+                waiting,
+                scheduler.blocks_held,
+                plan.preempted,
+            )
         )
 
     def recording(self, rows: list[dict[str, Any]]) -> Recording:
