@@ -49,8 +49,11 @@ class Curve:
         first, last = bisect_right(self.xs, x[0]) - 1, bisect_right(self.xs, x[-1]) - 1
         if first < 0:
             first = 0
-        if last <= first:  # a leap rarely leaves its cell: no search an element
-            return self.ys[first] + self.slopes[first] * (x - self.xs[first])
+        if last <= first:  # a leap rarely leaves its cell: no search an element, and one new array
+            y = x - self.xs[first]
+            y *= self.slopes[first]
+            y += self.ys[first]
+            return y
         xs, ys, slopes = self._arrays
         cell = np.maximum(np.searchsorted(xs, x, side="right") - 1, 0)
         return ys[cell] + slopes[cell] * (x - xs[cell])

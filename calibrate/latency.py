@@ -112,6 +112,11 @@ class StepLatency:
         is_constant = len(self.overhead.curves) == 1 and len(only.ys) == 1
         self._constant_host = only.ys[0] if is_constant else None
 
+    @property
+    def asks_spread(self) -> bool:
+        """Whether a step's time depends on how unequal the decoding contexts are."""
+        return self.skew is not None
+
     def step(
         self, prefills: Sequence[tuple[int, int]], decodes: int, kv_tokens: int, spread: Spread | None = None
     ) -> float:
@@ -146,7 +151,9 @@ class StepLatency:
         Bit for bit what `step` gives for each of them.
         """
         law = self._laws.get(decodes) or self._law(decodes)
-        return np.maximum(law.fixed + self._decode_attention(law, decodes, kv_tokens, steps, spread), law.least)
+        seconds = self._decode_attention(law, decodes, kv_tokens, steps, spread)
+        seconds += law.fixed
+        return np.maximum(seconds, law.least, out=seconds) if law.least else seconds
 
     def group_step(self, batches: Sequence[Batch]) -> float:
         """Seconds of one step of all engines that share experts, in lock-step: the slowest sets the pace.

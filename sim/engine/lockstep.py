@@ -45,8 +45,8 @@ class LockStepScheduler:
     (`v1/engine/core_client.py`, `DPLBAsyncMPClient`), here with counts that are never late.
     """
 
-    def __init__(self, config: EngineConfig) -> None:
-        self._schedulers = [Scheduler(config) for _ in range(config.data_parallel)]
+    def __init__(self, config: EngineConfig, *, spread: bool = True) -> None:
+        self._schedulers = [Scheduler(config, spread=spread) for _ in range(config.data_parallel)]
 
     @property
     def running_count(self) -> int:

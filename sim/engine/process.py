@@ -19,6 +19,10 @@ from sim.results.recorder import StepRecorder
 class StepTimes(Protocol):
     """What the engine asks of `calibrate.latency.StepLatency`."""
 
+    @property
+    def asks_spread(self) -> bool:
+        """Whether its times depend on how unequal the decoding contexts are."""
+
     def step(
         self, prefills: Sequence[tuple[int, int]], decodes: int, kv_tokens: int, spread: Spread | None = None
     ) -> float:
@@ -56,7 +60,11 @@ class Engine:
         leap: bool = True,
     ) -> None:
         # Either takes back only the plans that it made.
-        self.scheduler: Any = Scheduler(config) if config.data_parallel == 1 else LockStepScheduler(config)
+        self.scheduler: Any = (
+            Scheduler(config, spread=step_times.asks_spread)
+            if config.data_parallel == 1
+            else LockStepScheduler(config, spread=step_times.asks_spread)
+        )
         self._clock = clock
         self._replica = replica
         self._priority = FIRST_STEP_PRIORITY + replica
@@ -135,7 +143,7 @@ class Engine:
         # A running sum from `start`: the same additions, in the same order, as step by step.
         ends = self._decode_run(plan, steps)
         ends[0] += start
-        self._ends = np.cumsum(ends, out=ends)
+        self._ends = np.add.accumulate(ends, out=ends)
         return float(ends[-1])
 
     def _step(self, plan: Plan | GroupPlan) -> float:
@@ -161,7 +169,7 @@ class Engine:
                 self._clock.now,
                 self._leapt,
                 len(plan.chunks),
-                sum(chunk.tokens for chunk in plan.chunks),
+                sum([chunk.tokens for chunk in plan.chunks]),
                 plan.decodes,
                 plan.kv_tokens,
                 running,
@@ -176,7 +184,7 @@ class Engine:
     def _cut_leap(self, ends: np.ndarray) -> None:
         """An arrival is acted on where the present step ends: the step after it, or after the one that was already
         scheduled, is the last of the leap."""
-        seen = int(np.searchsorted(ends, self._clock.now))
+        seen = int(ends.searchsorted(self._clock.now))
         steps = seen + 1 + self._ahead
         if steps < self._leapt:
             self._leapt = steps

@@ -17,6 +17,7 @@ blocks do not suffice for all are the running requests visited in order.
 
 from collections.abc import Sequence
 from heapq import heappop, heappush
+from operator import attrgetter
 from typing import NamedTuple
 
 from calibrate.skew import Spread
@@ -25,6 +26,8 @@ from sim.engine.block_pool import BlockPool, Holding
 from sim.engine.config import EngineConfig
 from sim.engine.request import Request
 from sim.engine.scheduling_policy import SCHEDULING_POLICIES
+
+_admission = attrgetter("admission")
 
 
 class Chunk(NamedTuple):
@@ -56,8 +59,11 @@ class Plan:
 class Scheduler:
     """Decides for one engine. Call `add`, then in turn `schedule` and `finish` (or `advance` and `complete`)."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, *, spread: bool = True) -> None:
+        """`spread`: whether plans say how unequal the decoding contexts are, which some step times do not ask."""
         self.config = config
+        self._keeps_spread = spread
+        self._size = config.block_size
         self.pool = BlockPool(config.kv_blocks - config.reserved_blocks, config.block_size)
         make_queue, self._choose_victim = SCHEDULING_POLICIES[config.scheduling_policy]
         self._waiting = make_queue()
@@ -131,10 +137,12 @@ class Scheduler:
         """
         if plan.chunks or plan.starved or plan.preempted:
             return 1
-        self._drop_stale()
-        steps = self._finishing[0][0] - self._step + 1
+        finishing = self._finishing
+        while finishing[0][2].finish_step != finishing[0][0]:
+            heappop(finishing)  # it was preempted or delayed
+        steps = finishing[0][0] - self._step + 1
         free = self.pool.free
-        size = self.config.block_size
+        size = self._size
         # Every sequence crosses one block edge in each `block_size` steps.
         whole = (steps - 1) // size
         if self._decodes * (whole + 1) <= free:
@@ -181,9 +189,9 @@ class Scheduler:
                     plan.ending.append(request)
                 else:
                     self._start_decoding(request)
-        if len(plan.ending) > 1:
-            plan.ending.sort(key=lambda request: request.admission)  # their blocks enter the queue in this order
-        self._ended.update(plan.ending)
+        if plan.ending:
+            plan.ending.sort(key=_admission)  # their blocks enter the queue in this order
+            self._ended.update(plan.ending)
 
     def complete(self, plan: Plan, now: float) -> list[Request]:
         """The plan, which has advanced, ended at `now`. Returns who finished."""
@@ -191,10 +199,10 @@ class Scheduler:
             request.first_token = now
         for request in plan.ending:
             request.finish = now
+            self._ended.remove(request)
             if request in self._running:  # it may have been preempted with its last token under way
                 self.pool.release(request.holding)
                 del self._running[request]
-        self._ended.difference_update(plan.ending)
         return plan.ending
 
     def decoding(self, plan: Plan) -> list[Request]:
@@ -220,7 +228,7 @@ class Scheduler:
     def _grant_all(self) -> Plan | None:
         """Every running request gets what it asks; None, with nothing changed, if budget or blocks are too few."""
         plan = Plan(self.config.max_num_batched_tokens - self._decodes)
-        blocks = self._at_edge[self._step % self.config.block_size]
+        blocks = self._at_edge[self._step % self._size]
         if not self._prefilling:
             if blocks > self.pool.free:
                 return None
@@ -244,7 +252,8 @@ class Scheduler:
             self._unsettled += self.pool.take(blocks)
         plan.decodes = self._decodes
         plan.kv_tokens = self._kv_tokens
-        plan.spread = self._spread()
+        if self._keeps_spread:
+            plan.spread = self._spread()
         return plan
 
     def _grant_in_order(self) -> Plan:
@@ -290,8 +299,9 @@ class Scheduler:
         plan.starved = [request for request in plan.starved if request in self._running]
         plan.decodes = self._decodes - len(plan.starved)
         plan.kv_tokens = self._kv_tokens - sum(self.context(request) for request in plan.starved)
-        plan.spread = self._spread()
-        if plan.starved and plan.decodes:
+        if self._keeps_spread and not plan.starved:
+            plan.spread = self._spread()
+        elif self._keeps_spread and plan.decodes:
             contexts = [self.context(request) for request in self.decoding(plan)]
             plan.spread = Spread(sum(context * context for context in contexts), max(contexts))
         return plan
@@ -393,6 +403,8 @@ class Scheduler:
 
     def _count_offset(self, request: Request, sign: int) -> None:
         """Add a decoding request to the sums that its context is part of, or take it out of them."""
+        if not self._keeps_spread:
+            return
         offset = request.offset
         self._offsets += sign * offset
         self._offset_squares += sign * offset * offset
@@ -419,13 +431,10 @@ class Scheduler:
 
     def _take_edges(self, steps: int) -> None:
         """Take the blocks of the steps after the first; those of the first were taken when it was scheduled."""
-        size = self.config.block_size
+        size = self._size
         whole, rest = divmod(steps - 1, size)
         first = self._step + 1
-        blocks = whole * self._decodes + sum(self._at_edge[(first + i) % size] for i in range(rest))
-        self._unsettled += self.pool.take(blocks)
-
-    def _drop_stale(self) -> None:
-        finishing = self._finishing
-        while finishing[0][2].finish_step != finishing[0][0]:
-            heappop(finishing)
+        edges, first = self._at_edge, first % size
+        blocks = whole * self._decodes + sum(edges[first : first + rest]) + sum(edges[: max(0, first + rest - size)])
+        if blocks:
+            self._unsettled += self.pool.take(blocks)

@@ -19,6 +19,7 @@ from sim.results.recorder import RequestRecorder, StepRecorder
 from traces.streams import stream
 
 REJECTED = "rejected"
+_REQUESTS_AT_ONCE = 8192  # rows of a trace that are Python objects at one time
 
 
 @dataclass(frozen=True)
@@ -114,23 +115,23 @@ class Fleet:
 
 def _make_requests(rows: pl.DataFrame) -> Generator[Request, None, None]:
     """Request objects, one at a time, in the order of the rows."""
-    columns = rows.columns
+    for part in rows.iter_slices(_REQUESTS_AT_ONCE):
 
-    def column(name: str, default: object) -> Sequence | repeat:
-        return rows[name].fill_null(default).to_list() if name in columns else repeat(default)
+        def column(name: str, default: object, part: pl.DataFrame = part) -> Sequence | repeat:
+            return part[name].fill_null(default).to_list() if name in part.columns else repeat(default)
 
-    ids = rows["prefix_ids"].to_list() if "prefix_ids" in columns else repeat(None)
-    for request_id, arrival, prompt_tokens, output_tokens, prefix_ids, block_tokens, priority in zip(
-        rows["request_id"].to_list(),
-        column("arrival", 0.0),
-        rows["prompt_tokens"].to_list(),
-        rows["output_tokens"].to_list(),
-        ids,
-        column("prefix_block_tokens", 16),
-        column("priority", 0),
-        strict=False,
-    ):
-        yield Request(request_id, arrival, prompt_tokens, output_tokens, prefix_ids or (), block_tokens, priority)
+        ids = part["prefix_ids"].to_list() if "prefix_ids" in part.columns else repeat(None)
+        for request_id, arrival, prompt_tokens, output_tokens, prefix_ids, block_tokens, priority in zip(
+            part["request_id"].to_list(),
+            column("arrival", 0.0),
+            part["prompt_tokens"].to_list(),
+            part["output_tokens"].to_list(),
+            ids,
+            column("prefix_block_tokens", 16),
+            column("priority", 0),
+            strict=False,
+        ):
+            yield Request(request_id, arrival, prompt_tokens, output_tokens, prefix_ids or (), block_tokens, priority)
 
 
 def _turns_after(requests: pl.DataFrame) -> dict[int, list[tuple[Request, float]]]:

@@ -56,7 +56,9 @@ def compute(
     first, last = _number(requests["arrival"].min()), _number(requests["finish"].max())
     duration = last - first if first is not None and last is not None else None
     window = steps if last is None else steps.filter(pl.col("start") < last)
-    replicas = [_in_order(rows, first, last) for _, rows in sorted(window.group_by("replica"), key=lambda item: item[0])]
+    replicas = [
+        _in_order(rows, first, last) for _, rows in sorted(window.group_by("replica"), key=lambda item: item[0])
+    ]
     busy = {str(rows["replica"][0]): _ratio(_busy_time(rows), duration) for rows in replicas}
 
     attainment = _ratio(len(good), len(requests))
