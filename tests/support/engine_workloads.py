@@ -17,6 +17,7 @@ class LinearStepTimes:
     base: float = 0.01
     per_token: float = 0.000_1
     per_kv: float = 0.000_001_7
+    asks_spread: bool = False
 
     def step(self, prefills: Sequence[tuple[int, int]], decodes: int, kv_tokens: int, spread: object = None) -> float:
         if not prefills:

@@ -30,6 +30,8 @@ TINY = ModelShape(
 class StepTimes:
     """Seconds of a step, by its tokens and its context alone, so that a chunk of one token costs what a decode does."""
 
+    asks_spread = False
+
     def step(self, prefills, decodes, kv_tokens, spread=None):
         tokens = sum(new for new, _ in prefills) + decodes
         context = sum(cached for _, cached in prefills) + kv_tokens
