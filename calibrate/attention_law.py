@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import polars as pl
@@ -80,10 +82,11 @@ class _BesidePrefill:
 
     def __init__(self, table: pl.DataFrame, layers: int) -> None:
         self._curves: dict[int, dict[int, dict[int, Curve]]] = {}  # chunk → prefix → decodes → curve over context
-        keys = ["prefill_chunk", "kv_prefill", "n_decode"]
-        for (chunk, prefix, decodes), rows in table.sort(*keys, "kv_decode").group_by(keys, maintain_order=True):
-            curve = Curve(rows["kv_decode"].to_list(), [layers * seconds for seconds in rows["seconds"]])
-            self._curves.setdefault(chunk, {}).setdefault(prefix, {})[decodes] = curve
+        columns = ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode", "seconds")
+        rows = table.select(columns).sort(columns[:4]).iter_rows()  # one pass: grouping makes thousands of small frames
+        for (chunk, prefix, decodes), points in groupby(rows, key=itemgetter(0, 1, 2)):
+            contexts, seconds = zip(*((row[3], layers * row[4]) for row in points), strict=True)
+            self._curves.setdefault(chunk, {}).setdefault(prefix, {})[decodes] = Curve(contexts, seconds)
 
     def __call__(self, chunk: int, prefix: int, decodes: int, context: float, prefill: Surface) -> tuple[float, bool]:
         """Seconds beyond the prefill's own, and whether it lies inside the grid; beyond it the border's value holds,

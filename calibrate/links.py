@@ -22,7 +22,7 @@ def collectives_of(profile: Profile) -> Collectives | None:
     if path is None or not path.is_file():
         return None
     table = pl.read_parquet(path)
-    return Collectives(table, str(table["source"][0]))
+    return Collectives(table, ", ".join(table["source"].unique().sort()))
 
 
 def bundled_collectives() -> list[tuple[str, str, str, str]]:

@@ -17,6 +17,7 @@ from calibrate.datasheet import device_like
 from calibrate.profile import Profile
 from calibrate.skew import Prefill, Skew
 from calibrate.waves import BlockWaves, splits_sequences, waves_of
+from ground.errors import UserError
 
 _TYPICAL_CONTEXT = 1024.0  # tokens: the excess is relative and hardly depends on it
 _TILE_ROWS = 64  # query tokens that one block computes (kBlockM of the kernel that reads a paged cache)
@@ -31,6 +32,7 @@ class WaveExcess:
     def __init__(self, alone: BlockWaves, beside_prefill: BlockWaves) -> None:
         self._alone = alone
         self._beside_prefill = beside_prefill
+        self._equal: dict[tuple[int, float, Prefill], float] = {}  # seconds of batches of equal contexts
 
     def __call__(self, sequences: int, variation: float, longest: float, prefill: Prefill) -> float:
         return self.of_contexts(_contexts(sequences, variation, longest) * _TYPICAL_CONTEXT, prefill)
@@ -42,9 +44,11 @@ class WaveExcess:
         if not chunk and splits_sequences(len(contexts), waves.heads, waves.multiprocessors):
             return 0.0
         tiles = prefix + np.minimum(np.arange(_TILE_ROWS, chunk + _TILE_ROWS, _TILE_ROWS), chunk)
-        equal = np.full(len(contexts), contexts.mean())
-        took = waves.seconds(np.concatenate((contexts, tiles)))
-        return max(0.0, took / waves.seconds(np.concatenate((equal, tiles))) - 1.0)
+        mean = round(float(contexts.mean()), 6)
+        key = (len(contexts), mean, prefill)
+        if key not in self._equal:
+            self._equal[key] = waves.seconds(np.concatenate((np.full(len(contexts), mean), tiles)))
+        return max(0.0, waves.seconds(np.concatenate((contexts, tiles))) / self._equal[key] - 1.0)
 
 
 @cache
@@ -55,7 +59,8 @@ def _normal_quantiles(count: int) -> np.ndarray:
 def _contexts(sequences: int, variation: float, longest: float) -> np.ndarray:
     """Contexts of mean 1 with the given squared coefficient of variation and longest one, falling.
 
-    All but the longest are lognormal. Not every pair of numbers has such a batch; then it is the nearest.
+    All but the longest are lognormal, cut off at it; where that cuts off much, mean and variation come out less. Not
+    every pair of numbers has such a batch.
     """
     longest = min(longest, float(sequences))
     others = sequences - 1
@@ -102,6 +107,8 @@ class NeighbourExcess:
         weight = 1.0 / (distance + 0.05) ** 2
         if without is not None:
             weight[without] = 0.0
+        if not weight.any():
+            return 0.0
         return float((weight * rows["excess"]).sum() / weight.sum())
 
 
@@ -148,7 +155,7 @@ def judge(profile: Profile, *, sample: int = 400) -> dict[str, dict[str, float]]
         errors["waves"] = []
     for beside in (False, True):
         part = batches.filter((pl.col("chunk") > 0) == beside)
-        for index in range(0, len(part), max(1, len(part) // sample)):
+        for index in range(0, len(part), max(1, -(-len(part) // sample))):
             batch = part.row(index, named=True)
             measured, prefill = 1.0 + batch["excess"], (batch["chunk"], batch["prefix"])
             guesses = {
@@ -177,7 +184,7 @@ def skew_of(profile: Profile) -> tuple[Skew, str] | None:
     """The skew model that a profile names (`grid["skew_model"]`), and its name; None where it names none.
 
     Raises:
-        ValueError: the profile names a model that it cannot have.
+        UserError: the profile names a model that it cannot have.
     """
     name = profile.grid.get("skew_model")
     if name is None:
@@ -186,4 +193,5 @@ def skew_of(profile: Profile) -> tuple[Skew, str] | None:
         return Skew(waves), name
     if name == "neighbours":
         return Skew(NeighbourExcess(unequal_batches(profile))), name
-    raise ValueError(f"profile {profile.name}: skew_model {name!r}")
+    expected = "waves where its device and attention table allow, or neighbours"
+    raise UserError(f"profile {profile.name}: grid.skew_model is {name!r}; expected {expected}")

@@ -23,8 +23,8 @@ from calibrate.model import ModelShape
 # multiprocessor (`num_splits_heuristic` in flash_api.cpp).
 _SPLIT_BELOW = 0.8 * 2
 # Blocks simulated one by one at the end of the list, in rounds of all multiprocessors. Before them the multiprocessors
-# are kept equally busy by taking whatever comes next.
-_LAST_ROUNDS = 4
+# are kept equally busy by taking whatever comes next. With fewer rounds than this nothing is left out.
+_LAST_ROUNDS = 12
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,10 @@ def waves_of(attention: pl.DataFrame, rank: ModelShape, multiprocessors: int) ->
     if len(lone) < 2 or len(short) < 2 or rounds[-1] == rounds[0]:
         return None
     tokens, seconds = lone["kv_decode"].to_numpy().astype(float), lone["seconds"].to_numpy()
-    half = int(np.searchsorted(tokens, tokens[-1] / 2))  # the longer ones: free of what a launch takes
-    block_rate = float((tokens[-1] - tokens[half - 1]) / (seconds[-1] - seconds[half - 1]))
+    from_half = max(0, int(np.searchsorted(tokens, tokens[-1] / 2)) - 1)  # long ones are free of what a launch takes
+    if seconds[-1] <= seconds[from_half]:
+        return None
+    block_rate = float((tokens[-1] - tokens[from_half]) / (seconds[-1] - seconds[from_half]))
     start = float((short["seconds"][-1] - short["seconds"][0]) / (rounds[-1] - rounds[0]))
     largest = pure.with_columns(tokens=pl.col("n_decode") * pl.col("kv_decode")).sort("tokens").row(-1, named=True)
     total_rate = rank.kv_heads * largest["tokens"] / largest["seconds"]

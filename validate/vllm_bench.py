@@ -55,8 +55,9 @@ def read_bench_run(folder: Path) -> BenchRun:
     meta = _json(folder / "meta.json") if (folder / "meta.json").is_file() else {}
     instances = _instances(folder / "config.json")
     first = instances[0]
-    arguments = meta.get("engine_kwargs") or {}
-    resolved = meta.get("resolved_config") or {}
+    arguments, resolved, kv_cache, hardware = (
+        _object(meta, key, folder / "meta.json") for key in ("engine_kwargs", "resolved_config", "kv_cache", "hardware")
+    )
     workload = _workload(folder / "workload.parquet")
     measured = folder / "requests.jsonl"
     requests = None
@@ -71,9 +72,9 @@ def read_bench_run(folder: Path) -> BenchRun:
         tensor_parallel=int(arguments.get("tensor_parallel_size") or first.get("tp_size") or first.get("npu_num") or 1),
         data_parallel=int(arguments.get("data_parallel_size") or 1),
         trace=trace,
-        engine=_engine(str(meta.get("vllm_version", "")), arguments, resolved, meta.get("kv_cache") or {}),
-        kv_blocks=(meta.get("kv_cache") or {}).get("num_gpu_blocks"),
-        device_memory=(meta.get("hardware") or {}).get("device_total_memory_bytes"),
+        engine=_engine(str(meta.get("vllm_version", "")), arguments, resolved, kv_cache),
+        kv_blocks=kv_cache.get("num_gpu_blocks"),
+        device_memory=hardware.get("device_total_memory_bytes"),
         requests=requests,
         means=_means(folder / "measured.tsv") if requests is None else {},
     )
@@ -123,6 +124,14 @@ def _json(path: Path) -> dict[str, Any]:
     return data
 
 
+def _object(data: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """An object inside another; empty where there is none."""
+    value = data.get(key) or {}
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: key {key} holds a {type(value).__name__}; expected an object")
+    return value
+
+
 def _instances(path: Path) -> list[dict[str, Any]]:
     config = _json(path)
     try:
@@ -170,7 +179,11 @@ def _measured(path: Path, workload: pl.DataFrame) -> tuple[pl.DataFrame, pl.Seri
     for column in ("request_id", "input_toks", "output_toks", *stamps):
         if column not in rows.columns:
             raise UserError(f"{path}: key {column} is missing; found {', '.join(rows.columns)}")
-    rows = rows.with_columns(request_id=pl.col("request_id").str.extract(r"(\d+)$").cast(pl.Int64)).sort("request_id")
+        if column != "request_id" and not rows[column].dtype.is_numeric():
+            raise UserError(f"{path}: key {column} is {rows[column].dtype}; expected numbers")
+    rows = rows.with_columns(
+        request_id=pl.col("request_id").cast(pl.String).str.extract(r"(\d+)$").cast(pl.Int64)
+    ).sort("request_id")
     lengths = rows.select(prompt_tokens="input_toks", output_tokens="output_toks")
     if rows["request_id"].to_list() != workload["request_id"].to_list() or not lengths.equals(
         workload.select("prompt_tokens", "output_tokens")
@@ -206,5 +219,6 @@ def _means(path: Path) -> dict[str, float]:
             "ttft_mean": float(row["mean_ttft_ms"]) / 1e3,
             "tpot_mean": float(row["mean_tpot_ms"]) / 1e3,
         }
-    except (pl.exceptions.PolarsError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: expected throughput_tok_s, mean_ttft_ms and mean_tpot_ms ({error})") from error
+    except (pl.exceptions.PolarsError, OSError, KeyError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: expected throughput_tok_s, mean_ttft_ms and mean_tpot_ms ({reason})") from error

@@ -49,7 +49,7 @@ def read(source: str, model: ModelShape | None, tp: int | None) -> Profile:
         UserError: no such folder, a file or column that is missing, several `tp` and none chosen, a model that is not
             known.
     """
-    folder = Path(source)
+    folder = Path(source).resolve()
     if not folder.is_dir():
         raise UserError(f"{source}: no such folder; expected a profile of LLMServingSim")
     if (folder / "layers.csv").is_file():
@@ -68,7 +68,7 @@ def read(source: str, model: ModelShape | None, tp: int | None) -> Profile:
         # Experts are timed whole, for one rank of an expert-parallel engine, and so beside tp1 alone.
         beside = folder if (folder / "moe.csv").is_file() else folder.parent / "tp1"
         tables["moe"] = _table(beside / "moe.csv", ("tokens", "activated_experts"))
-    if (meta.get("skew_profile") or {}).get("enabled"):
+    if _mapping(meta, "skew_profile").get("enabled"):
         tables["skew"] = _skew(folder / "skew.csv")
     profile = _profile(folder, meta, shape, ranks, tables, grid)
     if "skew" in tables:
@@ -104,7 +104,7 @@ def _profile(
         device_memory=None if known is None else known.memory,
         versions={key: str(meta[f"{key}_version"]) for key in ("vllm", "cuda", "profiler") if f"{key}_version" in meta},
         date=str(meta.get("profiled_at", ""))[:10],
-        block_size=(meta.get("engine_effective") or {}).get("block_size"),
+        block_size=_mapping(meta, "engine_effective").get("block_size"),
         grid=grid,
     )
 
@@ -125,10 +125,16 @@ def _choose_skew(profile: Profile) -> None:
 
 def _of_tp(folder: Path, tp: int | None) -> Path:
     if (folder / "dense.csv").is_file():
+        if not folder.name.removeprefix("tp").isdigit():
+            raise UserError(f"{folder}: holds dense.csv; expected a folder named tp1, tp2, … by its tensor parallelism")
         if tp is not None and folder.name != f"tp{tp}":
             raise UserError(f"{folder}: is not of tp = {tp}; expected a folder tp{tp}, or the one that holds it")
         return folder
-    held = sorted(path.name for path in folder.glob("tp*") if (path / "dense.csv").is_file())
+    held = sorted(
+        path.name
+        for path in folder.glob("tp*")
+        if path.name.removeprefix("tp").isdigit() and (path / "dense.csv").is_file()
+    )
     if not held:
         raise UserError(f"{folder}: holds neither dense.csv nor layers.csv, nor folders tp1, tp2, … with a dense.csv")
     wanted = f"tp{tp}" if tp is not None else held[0] if len(held) == 1 else None
@@ -144,9 +150,17 @@ def _meta(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    if meta is None:
+        return {}
     if not isinstance(meta, dict):
         raise UserError(f"{path}: found {type(meta).__name__}, expected a mapping of keys")
     return meta
+
+
+def _mapping(meta: dict[str, Any], key: str) -> dict[str, Any]:
+    """A mapping inside the meta data; empty where there is none."""
+    value = meta.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def _model_of(folder: Path, name: str) -> ModelShape:
@@ -172,7 +186,7 @@ def _csv(path: Path) -> pl.DataFrame:
 def _times(table: pl.DataFrame, path: Path, column: str, per_second: float) -> pl.Expr:
     """A column of times as seconds."""
     _check_numbers(table, path, [column])
-    bad = table[column].is_null() | (table[column] < 0)
+    bad = table[column].is_null() | ~table[column].cast(pl.Float64).is_finite() | (table[column] < 0)
     if bad.any():
         row = int(bad.arg_max() or 0)
         raise UserError(f"{path}: row {row}, column {column} is {table[column][row]}; expected a time")
@@ -187,9 +201,16 @@ def _check_numbers(table: pl.DataFrame, path: Path, columns: list[str]) -> None:
             raise UserError(f"{path}: column {column} is {table[column].dtype}; expected numbers")
 
 
+def _check_keys(table: pl.DataFrame, path: Path, columns: list[str]) -> None:
+    _check_numbers(table, path, columns)
+    for column in columns:
+        if table[column].null_count():
+            raise UserError(f"{path}: row {table[column].is_null().arg_max()}, column {column} is empty")
+
+
 def _table(path: Path, keys: tuple[str, ...]) -> pl.DataFrame:
     table = _csv(path)
-    _check_numbers(table, path, [key for key in keys if key != "layer"])
+    _check_keys(table, path, [key for key in keys if key != "layer"])
     if "layer" in keys and "layer" not in table.columns:
         raise UserError(f"{path}: column layer is missing; found {', '.join(table.columns)}")
     # A point measured by more than one pass of the profiler gets the median.
@@ -204,7 +225,7 @@ def _table(path: Path, keys: tuple[str, ...]) -> pl.DataFrame:
 def _skew(path: Path) -> pl.DataFrame:
     """Its times are sums over the profiler's iterations, so only their ratio means something."""
     table = _csv(path)
-    _check_numbers(table, path, ["n", "nb", "pc", "kp", "kvs", "kv_big"])
+    _check_keys(table, path, ["n", "nb", "pc", "kp", "kvs", "kv_big"])
     keys = KEYS["skew"]
     return (
         table.select(
@@ -228,7 +249,9 @@ def _read_older(folder: Path, model: ModelShape | None, tp: int | None) -> Profi
     named: it is that of the folder above, if a device goes by its name."""
     path = folder / "layers.csv"
     table = _csv(path)
-    _check_numbers(table, path, ["input", "tp_size", "latency(ns)"])
+    _check_keys(table, path, ["input", "tp_size"])
+    if "layer_name" not in table.columns:
+        raise UserError(f"{path}: column layer_name is missing; found {', '.join(table.columns)}")
     if model is None:
         config = folder.parent / "model.json"
         if not config.is_file():
@@ -249,7 +272,8 @@ def _read_older(folder: Path, model: ModelShape | None, tp: int | None) -> Profi
         found = rows.filter(pl.col("layer_name").is_in(parts))
         if found["layer_name"].n_unique() < len(parts):
             raise UserError(f"{path}: column layer_name lacks one of {', '.join(parts)}")
-        total = found.group_by("tokens").agg(pl.col("seconds").sum() * share)
+        of_tokens = found.group_by("tokens").agg(pl.col("seconds").sum() * share, pl.len().alias("parts"))
+        total = of_tokens.filter(pl.col("parts") == len(parts))  # a sum of some of its parts is none of the layer
         return total.select(pl.lit(layer).alias("layer"), "tokens", "seconds")
 
     dense = [summed(layer, parts) for layer, parts in _OLDER.items() if layer != "lm_head"]

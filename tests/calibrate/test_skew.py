@@ -306,9 +306,9 @@ def test_a_profile_names_its_model_of_skew() -> None:
 
 
 def test_a_model_of_skew_that_cannot_be_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"profile made: skew_model 'guess'"):
+    with pytest.raises(UserError, match=r"profile made: grid.skew_model is 'guess'"):
         skew_of(make_profile(smooth, model="guess"))
-    with pytest.raises(ValueError, match=r"profile made: skew_model 'waves'"):
+    with pytest.raises(UserError, match=r"profile made: grid.skew_model is 'waves'"):
         skew_of(make_profile(smooth, "unheard of", "waves"))
     profile = make_profile(smooth, model="neighbours")
     del profile.tables["skew"]
