@@ -36,6 +36,7 @@ from sim.study.simulate import Deployment, deploy_profile
 from validate.comparison import compare
 from validate.vllm_bench import BenchRun, engine_settings, read_bench_run
 
+# Where `--data` names no folder: measured runs lie in its `groundtruth`.
 DATA = Path(os.environ.get("SIMCTL_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 # What a mechanism is switched off by.
@@ -207,9 +208,14 @@ def main(data: Path | None, only: str | None, kv_blocks: str, ablate: str | None
             batch = f"{row['batch']} × {row['tokens']}"
             click.echo(f"{row['model']:14} tp{row['tp']} {row['phase']:8} {batch:>12} {row['ms']:9.3f} ms")
         return
-    folders = [folder for folder in find_runs(data or DATA / "groundtruth") if only in (None, folder.name)]
+    if data is None:
+        data = DATA / "groundtruth"
+        if not data.is_dir():
+            click.echo(f"skipped, {data} is not there (give --data or set SIMCTL_DATA)")
+            return
+    folders = [folder for folder in find_runs(data) if only in (None, folder.name)]
     if not folders:
-        raise UserError(f"--run {only}: no such run in {data or DATA / 'groundtruth'}")
+        raise UserError(f"--run {only}: no such run in {data}")
     results = [evaluate(folder, kv_blocks, ablate) for folder in folders]
     if as_json:
         click.echo(json.dumps({"runs": results}, indent=2))
