@@ -94,6 +94,7 @@ def measure(case: str, variant: str, repeats: int, peer_python: str | None) -> d
     run_once(case, variant)
     walls, theirs = [], []
     for _ in range(repeats):
+        run: Any = None  # the last one's tables are not part of the next one's peak
         wall, run, numbers = run_once(case, variant)
         walls.append(wall)
         if peer_python and case == "mooncake8":

@@ -71,7 +71,7 @@ class Fleet:
         """Simulate until nothing is left to do."""
         self._clock.run()
         events = next(self._clock._eid)
-        return FleetRun(self._records.table(), self._steps.table(), events)
+        return FleetRun(self._records.table(), self._steps.take_table(), events)
 
     def _arrivals(self) -> Generator[simpy.Event, None, None]:
         clock = self._clock

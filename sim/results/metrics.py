@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -55,17 +56,21 @@ def compute(
     good = finished.filter(_meets(slo))
     first, last = _number(requests["arrival"].min()), _number(requests["finish"].max())
     duration = last - first if first is not None and last is not None else None
-    window = steps if last is None else steps.filter(pl.col("start") < last)
-    replicas = [
-        _in_order(rows, first, last) for _, rows in sorted(window.group_by("replica"), key=lambda item: item[0])
-    ]
+    window = steps.select("replica", "end", "start", "kv_blocks", "steps", "decode_seqs")
+    window = (window if last is None else window.filter(pl.col("start") < last)).sort(
+        "replica", "end", "start", "kv_blocks"
+    )
+    replicas = _by_replica(window.with_columns(pl.col("start", "end").clip(lower_bound=first, upper_bound=last)))
     busy = {str(rows["replica"][0]): _ratio(_busy_time(rows), duration) for rows in replicas}
 
     attainment = _ratio(len(good), len(requests))
     output_tokens = int(finished["output_tokens"].sum())
     gpu_seconds = None if gpus is None or duration is None else gpus * duration
     cost = None if gpu_seconds is None or gpu_hour_price is None else gpu_seconds / 3600 * gpu_hour_price
-    decoding = window.filter(pl.col("decode_seqs") > 0)
+    decode_seqs, step_count = pl.col("decode_seqs"), pl.col("steps").cast(pl.Int64)
+    decoded, decode_steps = window.select(
+        decoded=(decode_seqs * step_count).sum(), steps=step_count.filter(decode_seqs > 0).sum()
+    ).row(0)
     return {
         "requests": _count(requests),
         "duration": duration,
@@ -99,9 +104,7 @@ def compute(
             "total": cost,
             "per_million_output_tokens": _ratio(_product(cost, 1e6), output_tokens),
         },
-        "decode_batch": _ratio(
-            int((decoding["decode_seqs"].cast(pl.Int64) * decoding["steps"]).sum()), int(decoding["steps"].sum())
-        ),
+        "decode_batch": _ratio(decoded, decode_steps),
         "busy": {
             "mean": float(np.mean(list(busy.values()))) if busy and duration else None,
             "replicas": busy,
@@ -147,10 +150,10 @@ def _prefix_hit_rate(requests: pl.DataFrame) -> float | None:
     return _ratio(int(scheduled["cached_tokens"].sum()), int(scheduled["prompt_tokens"].sum()))
 
 
-def _in_order(rows: pl.DataFrame, first: float | None, last: float | None) -> pl.DataFrame:
-    """One replica's steps by time, cut off at the first arrival and the last finish."""
-    ordered = rows.sort("end", "start", "kv_blocks")
-    return ordered.with_columns(pl.col("start", "end").clip(lower_bound=first, upper_bound=last))
+def _by_replica(steps: pl.DataFrame) -> list[pl.DataFrame]:
+    """Each replica's part of steps that are sorted by replica; no copies."""
+    lengths = steps["replica"].rle().struct.field("len").to_list()
+    return [steps.slice(start, length) for start, length in zip(accumulate(lengths, initial=0), lengths, strict=False)]
 
 
 def _busy_time(rows: pl.DataFrame) -> float:
@@ -179,16 +182,11 @@ def _kv_block_seconds(replicas: list[pl.DataFrame], last: float | None) -> float
 
 
 def _kv_peak(steps: pl.DataFrame) -> int | None:
-    """Largest number of blocks held by the fleet at once."""
+    """Largest number of blocks held by the fleet at once, from steps in order of (replica, end)."""
     if steps.is_empty():
         return None
-    held = pl.col("kv_blocks").cast(pl.Int64)
-    changes = (
-        steps.sort("end", "start", "kv_blocks")
-        .select("end", change=held - held.shift(fill_value=0).over("replica"))
-        .group_by("end")
-        .agg(pl.col("change").sum())
-        .sort("end")
-    )
+    held, replica = pl.col("kv_blocks").cast(pl.Int64), pl.col("replica")
+    before = pl.when(replica == replica.shift()).then(held.shift()).otherwise(0)
+    changes = steps.select("end", change=held - before).group_by("end").agg(pl.col("change").sum()).sort("end")
     peak: Any = changes["change"].cum_sum().max()
     return int(peak)

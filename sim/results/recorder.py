@@ -1,6 +1,7 @@
 """Collects a run's rows in typed columns: no object per request or step is kept."""
 
 from array import array
+from struct import Struct
 
 import numpy as np
 import polars as pl
@@ -68,24 +69,24 @@ def with_latencies(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
+_CODES: dict[pl.DataType, str] = {pl.Float64(): "d", pl.Int64(): "q", pl.Int32(): "i"}
+_ROW = Struct("=" + "".join(_CODES[dtype] for dtype in STEPS.values()))
+_RECORD = np.dtype([(name, _CODES[dtype]) for name, dtype in STEPS.items()])
+
+
 class StepRecorder:
     """The steps table, appended in the order in which steps end."""
 
     def __init__(self) -> None:
-        self._rows = array("d")  # row after row: integers below 2^53 are exact in it
+        self._rows = bytearray()  # one `_ROW` after another
 
     def append(self, row: tuple[float, ...]) -> None:
         """One row, in the order of `tables.STEPS`."""
-        self._rows.extend(row)
+        self._rows += _ROW.pack(*row)
 
-    def table(self) -> pl.DataFrame:
-        """With the columns of `tables.STEPS`, in order of (start, replica)."""
-        rows = np.frombuffer(self._rows).reshape(-1, len(STEPS)) if self._rows else np.empty((0, len(STEPS)))
-        order = np.lexsort((rows[:, _REPLICA], rows[:, _START]))
-        return pl.DataFrame(
-            {name: rows[order, index].astype(_NUMPY[dtype]) for index, (name, dtype) in enumerate(STEPS.items())}
-        )
-
-
-_START, _REPLICA = list(STEPS).index("start"), list(STEPS).index("replica")
-_NUMPY: dict[pl.DataType, type] = {pl.Float64(): np.float64, pl.Int64(): np.int64, pl.Int32(): np.int32}
+    def take_table(self) -> pl.DataFrame:
+        """With the columns of `tables.STEPS`, in order of (start, replica). The recorder is empty afterwards: millions
+        of rows are not held twice for longer than it takes."""
+        rows, self._rows = np.frombuffer(self._rows, dtype=_RECORD), bytearray()
+        order = np.lexsort((rows["replica"], rows["start"]))
+        return pl.DataFrame({name: rows[name][order] for name in STEPS}, schema=STEPS)

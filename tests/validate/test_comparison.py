@@ -35,7 +35,7 @@ def run(name, times, *, output_tokens=3):
         for index, time in enumerate(times)
     ]
     requests = request_table(rows)
-    steps = StepRecorder().table()
+    steps = StepRecorder().take_table()
     metrics = compute(requests, steps, slo=SLO, gpus=1, gpu_hour_price=None, kv_blocks_total=None)
     return Run(requests, steps, metrics, {}, [], name)
 

@@ -62,7 +62,7 @@ class Recorder:
         """The tables; `rows` is the whole trace, so requests that never arrived are in them too."""
         return Recording(
             requests=request_table(self._row(row) for row in rows),
-            steps=self._steps.table(),
+            steps=self._steps.take_table(),
             lateness=Lateness.of(self._lateness),
             engine={"steps": self._count, "step_seconds": self._busy, "forward_seconds": self._forward},
         )

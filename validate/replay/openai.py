@@ -231,7 +231,7 @@ class _Client:
         failures = Counter(answer.failure for answer in answers.values() if answer.failure is not None)
         return Recording(
             requests=request_table(_request_row(row, answers[row["request_id"]]) for row in rows),
-            steps=StepRecorder().table(),
+            steps=StepRecorder().take_table(),
             lateness=Lateness.of(
                 [a.sent - a.due for a in answers.values() if a.sent is not None and a.due is not None]
             ),
