@@ -14,6 +14,7 @@ import polars as pl
 import yaml
 
 from calibrate.datasheet import device_like
+from calibrate.importers.csv_table import check_numbers, read_csv
 from calibrate.importers.importer import Importer
 from calibrate.importers.sarathi_attention import attention_rows
 from calibrate.model import ModelShape, bundled_models, load_model
@@ -174,18 +175,9 @@ def _model_of(folder: Path, name: str) -> ModelShape:
     raise UserError(f"{folder}: is of model {name or 'unknown'}, which is not bundled; give its config.json by --model")
 
 
-def _csv(path: Path) -> pl.DataFrame:
-    try:
-        return pl.read_csv(path, infer_schema_length=None)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{path}: not a readable CSV file ({str(error).splitlines()[0]})") from error
-
-
 def _times(table: pl.DataFrame, path: Path, column: str, per_second: float) -> pl.Expr:
     """A column of times as seconds."""
-    _check_numbers(table, path, [column])
+    check_numbers(table, path, [column])
     bad = table[column].is_null() | ~table[column].cast(pl.Float64).is_finite() | (table[column] < 0)
     if bad.any():
         row = int(bad.arg_max() or 0)
@@ -193,23 +185,15 @@ def _times(table: pl.DataFrame, path: Path, column: str, per_second: float) -> p
     return pl.col(column) / per_second
 
 
-def _check_numbers(table: pl.DataFrame, path: Path, columns: list[str]) -> None:
-    for column in columns:
-        if column not in table.columns:
-            raise UserError(f"{path}: column {column} is missing; found {', '.join(table.columns)}")
-        if not table[column].dtype.is_numeric():
-            raise UserError(f"{path}: column {column} is {table[column].dtype}; expected numbers")
-
-
 def _check_keys(table: pl.DataFrame, path: Path, columns: list[str]) -> None:
-    _check_numbers(table, path, columns)
+    check_numbers(table, path, columns)
     for column in columns:
         if table[column].null_count():
             raise UserError(f"{path}: row {table[column].is_null().arg_max()}, column {column} is empty")
 
 
 def _table(path: Path, keys: tuple[str, ...]) -> pl.DataFrame:
-    table = _csv(path)
+    table = read_csv(path)
     _check_keys(table, path, [key for key in keys if key != "layer"])
     if "layer" in keys and "layer" not in table.columns:
         raise UserError(f"{path}: column layer is missing; found {', '.join(table.columns)}")
@@ -224,7 +208,7 @@ def _table(path: Path, keys: tuple[str, ...]) -> pl.DataFrame:
 
 def _skew(path: Path) -> pl.DataFrame:
     """Its times are sums over the profiler's iterations, so only their ratio means something."""
-    table = _csv(path)
+    table = read_csv(path)
     _check_keys(table, path, ["n", "nb", "pc", "kp", "kvs", "kv_big"])
     keys = KEYS["skew"]
     return (
@@ -248,7 +232,7 @@ def _read_older(folder: Path, model: ModelShape | None, tp: int | None) -> Profi
     """`layers.csv`: layer_name, input (tokens), tp_size, latency(ns). The sampler was not timed, nor is the device
     named: it is that of the folder above, if a device goes by its name."""
     path = folder / "layers.csv"
-    table = _csv(path)
+    table = read_csv(path)
     _check_keys(table, path, ["input", "tp_size"])
     if "layer_name" not in table.columns:
         raise UserError(f"{path}: column layer_name is missing; found {', '.join(table.columns)}")
@@ -289,7 +273,7 @@ def _read_older(folder: Path, model: ModelShape | None, tp: int | None) -> Profi
         {
             "dense": pl.concat(dense).sort("layer", "tokens"),
             "per_sequence": pl.concat([lm_head, sampler]).sort("layer", "sequences"),
-            "attention": attention_rows(_csv(attention), ranks, attention, counts_all_keys=True),
+            "attention": attention_rows(read_csv(attention), ranks, attention, counts_all_keys=True),
         },
         {"assumed": {"sampler": "was not timed: taken to cost nothing"}},
     )

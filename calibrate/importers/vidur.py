@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 
 from calibrate.gemm_table import GemmTable
+from calibrate.importers.csv_table import check_numbers, read_csv
 from calibrate.importers.importer import Importer
 from calibrate.importers.sarathi_attention import attention_rows
 from calibrate.model import ModelShape
@@ -31,6 +32,7 @@ _LAYERS = {
 _NORMS = ("input_layernorm", "post_attention_layernorm", "add")
 _SIZES = {"n_embd": "hidden", "n_head": "heads", "n_kv_head": "kv_heads", "n_expanded_embd": "intermediate"}
 _ATTENTION_SIZES = {"n_embd": "hidden", "n_q_head": "heads", "n_kv_head": "kv_heads"}
+_FOLDER = "a folder with mlp.csv and attention.csv"
 _VOCAB_PADDING = 1024  # Vidur's vocabularies are padded: 32768 where the model says 32000
 
 # What Vidur simulates by these names (vidur/config/device_sku_config.py), in nominal bytes.
@@ -53,11 +55,11 @@ def read(source: str, model: ModelShape | None, tp: int | None) -> Profile:
     if model.experts or model.qk_norm or model.dtype_bytes != 2:
         raise UserError(f"{source}: {model.name} is not a dense 16-bit model without QK norms; Vidur times no other")
     path = folder / "mlp.csv"
-    mlp = _of_model(_csv(path), path, model, _SIZES)
+    mlp = _of_model(read_csv(path, _FOLDER), path, model, _SIZES)
     tp = _chosen(mlp, path, tp)
     tokens = _by_tokens(mlp, path, tp)
     attention_path = folder / "attention.csv"
-    attention = _of_model(_csv(attention_path), attention_path, model, _ATTENTION_SIZES)
+    attention = _of_model(read_csv(attention_path, _FOLDER), attention_path, model, _ATTENTION_SIZES)
     borrowed: dict[str, str] = {}
     assumed = {"final_layernorm": "not timed by Vidur: taken as the layer's own norm"}
     tables = {
@@ -88,20 +90,8 @@ def read(source: str, model: ModelShape | None, tp: int | None) -> Profile:
 IMPORTER = Importer("vidur", "folder with mlp.csv and attention.csv of Vidur's profiler; needs --model", read)
 
 
-def _csv(path: Path) -> pl.DataFrame:
-    try:
-        return pl.read_csv(path, infer_schema_length=None)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; expected a folder with mlp.csv and attention.csv") from error
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{path}: not a readable CSV file ({str(error).splitlines()[0]})") from error
-
-
 def _column(table: pl.DataFrame, path: Path, column: str) -> pl.Series:
-    if column not in table.columns:
-        raise UserError(f"{path}: column {column} is missing; found {', '.join(table.columns)}")
-    if not table[column].dtype.is_numeric():
-        raise UserError(f"{path}: column {column} is {table[column].dtype}; expected numbers")
+    check_numbers(table, path, [column])
     return table[column]
 
 
@@ -194,7 +184,7 @@ def _collectives(folder: Path) -> pl.DataFrame | None:
         path = folder / f"{operation}.csv"
         if not path.is_file():
             continue
-        table = _csv(path)
+        table = read_csv(path)
         for column in ("num_workers", "devices_per_node", "size"):
             _column(table, path, column)
         parts.append(
