@@ -101,7 +101,6 @@ def _engine(
             "disable_custom_all_reduce", (resolved.get("parallel_config") or {}).get("disable_custom_all_reduce")
         ),
         "cudagraph_capture_sizes": () if arguments.get("enforce_eager") else graphs.get("cudagraph_capture_sizes"),
-        "tensor_parallel": arguments.get("tensor_parallel_size"),
     }
     preset = "vllm-0.19" if numbers >= _ASYNC_SINCE else "vllm-0.11"
     return {"preset": preset} | {name: value for name, value in known.items() if value is not None}
