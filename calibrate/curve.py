@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from math import inf
 
 import numpy as np
 
@@ -60,6 +61,33 @@ class Curve:
 
     def covers(self, x: float) -> bool:
         return self.low <= x <= self.high
+
+    def plus(self, constant: float) -> Curve:
+        return self._with(self.xs, [y + constant for y in self.ys], self.slopes)
+
+    def at_least(self, least: float) -> Curve:
+        """The larger of the curve and a constant, for x ≥ 0; the grid is the same, with a point more where they cross."""
+        if least <= 0.0:
+            return self
+        starts, values, slopes = self.xs, self.ys, self.slopes
+        if self.low > 0.0:
+            starts = [0.0, *starts]
+            values, slopes = [values[0] - slopes[0] * self.low, *values], [slopes[0], *slopes]
+        cells: list[tuple[float, float, float]] = []  # where it begins, the value there, the slope
+        for x, y, slope, behind in zip(starts, values, slopes, [*starts[1:], inf], strict=True):
+            above = y > least or (y == least and slope > 0.0)
+            cells.append((x, max(y, least), slope if above else 0.0))
+            crossing = x + (least - y) / slope if slope else inf
+            if x < crossing < behind:
+                cells.append((crossing, least, 0.0 if above else slope))
+        return self._with(*([cell[i] for cell in cells] for i in range(3)))
+
+    def _with(self, xs: list[float], ys: list[float], slopes: list[float]) -> Curve:
+        """Another curve over the same grid."""
+        curve = Curve(xs, ys)
+        curve.low, curve.high, curve.slopes = self.low, self.high, slopes
+        curve._arrays = (np.array(xs), np.array(ys), np.array(slopes))
+        return curve
 
     def leave_one_out(self) -> list[float]:
         """Relative error of each inner grid point when it is interpolated from its two neighbours."""

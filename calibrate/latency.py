@@ -13,6 +13,7 @@ import polars as pl
 from calibrate.attention_law import AttentionLaw, rows_over
 from calibrate.collective_law import Collectives
 from calibrate.curve import Curve, Surface, add
+from calibrate.decode_law import DecodeLaw
 from calibrate.experts import ExpertsLaw
 from calibrate.links import collectives_of
 from calibrate.model import ModelShape
@@ -43,15 +44,6 @@ class Batch(NamedTuple):
             squares, longest = spread or Spread(0, 0)
             spread = Spread(squares + sum(tokens * tokens for tokens in cached), max(longest, *cached))
         return Batch((), decodes, kv_tokens, spread)
-
-
-class _DecodeLaw(NamedTuple):
-    """A pure decode step of n sequences: `fixed` + `attention`(sum of their cached tokens)."""
-
-    fixed: float
-    attention: Curve
-    least: float  # what a step takes at least, because the host's work beside it does
-    outside: tuple[str, ...]  # kernel classes whose grid n itself leaves
 
 
 class StepLatency:
@@ -104,7 +96,7 @@ class StepLatency:
         self.overhead = self._overhead_rows(profile, host_overhead)
         self._host_overlaps = host_overlaps
         self._graph_sizes = list(graph_sizes)
-        self._laws: dict[int, _DecodeLaw] = {}
+        self._laws: dict[int, DecodeLaw] = {}
         # Token-wise kernels by (padded) tokens, and those by sequences: seconds, and whether outside the grid.
         self._by_tokens: dict[int, tuple[float, bool]] = {}
         self._by_sequences: dict[int, tuple[float, bool]] = {}
@@ -141,9 +133,12 @@ class StepLatency:
         if self.skew is not None and spread is not None:
             return float(self.decode_run(decodes, kv_tokens, 1, spread)[0])
         law = self._laws.get(decodes) or self._law(decodes)
-        if law.outside or not law.attention.low <= kv_tokens <= law.attention.high:
-            self._count(law, np.array([kv_tokens]))
-        return max(law.fixed + law.attention(kv_tokens), law.least)
+        law.count(kv_tokens)
+        return law.seconds(kv_tokens)
+
+    def decode_law(self, decodes: int) -> DecodeLaw | None:
+        """The time of a step that only decodes as many sequences; None where it depends on how long each one is."""
+        return (self._laws.get(decodes) or self._law(decodes)) if self.skew is None else None
 
     def decode_run(self, decodes: int, kv_tokens: int, steps: int, spread: Spread | None = None) -> np.ndarray:
         """Seconds of `steps` consecutive decode steps, (steps,): each of the sequences' contexts grows by one a step.
@@ -151,9 +146,12 @@ class StepLatency:
         Bit for bit what `step` gives for each of them.
         """
         law = self._laws.get(decodes) or self._law(decodes)
-        seconds = self._decode_attention(law, decodes, kv_tokens, steps, spread)
+        if self.skew is None or spread is None:
+            law.count(kv_tokens, steps)
+            return law.seconds.many(_contexts(decodes, kv_tokens, steps))
+        seconds = self._decode_attention(law, kv_tokens, steps, spread)
         seconds += law.fixed
-        return np.maximum(seconds, law.least, out=seconds) if law.least else seconds
+        return np.maximum(seconds, law.least, out=seconds)
 
     def group_step(self, batches: Sequence[Batch]) -> float:
         """Seconds of one step of all engines that share experts, in lock-step: the slowest sets the pace.
@@ -179,7 +177,7 @@ class StepLatency:
             seconds = np.full(steps, self._tokenwise(tokens, max(1, batch.decodes)))
             if batch.decodes:
                 law = self._laws.get(batch.decodes) or self._law(batch.decodes)
-                seconds += self._decode_attention(law, batch.decodes, batch.kv_tokens, steps, batch.spread)
+                seconds += self._decode_attention(law, batch.kv_tokens, steps, batch.spread)
             np.maximum(own, seconds, out=own)
         return self._with_host(batches, own + self._shared(sum(padded)))
 
@@ -223,20 +221,17 @@ class StepLatency:
             self.extrapolated["attention"] += 1
         return seconds
 
-    def _decode_attention(
-        self, law: _DecodeLaw, decodes: int, kv_tokens: int, steps: int, spread: Spread | None
-    ) -> np.ndarray:
+    def _decode_attention(self, law: DecodeLaw, kv_tokens: int, steps: int, spread: Spread | None) -> np.ndarray:
         """Attention of a decode run, (steps,)."""
-        contexts = np.arange(kv_tokens, kv_tokens + steps * decodes, decodes, dtype=np.float64)
-        if law.outside or kv_tokens < law.attention.low or contexts[-1] > law.attention.high:
-            self._count(law, contexts)
+        law.count(kv_tokens, steps)
+        contexts = _contexts(law.decodes, kv_tokens, steps)
         attention = law.attention.many(contexts)
         if self.skew is not None and spread is not None:
             i = np.arange(steps)
-            squares = spread.squares + i * (2 * kv_tokens) + i * i * decodes
+            squares = spread.squares + i * (2 * kv_tokens) + i * i * law.decodes
             longest = spread.longest + i
             attention *= 1.0 + self.skew.relative(
-                decodes, contexts, squares.astype(np.float64), longest.astype(np.float64)
+                law.decodes, contexts, squares.astype(np.float64), longest.astype(np.float64)
             )
         return attention
 
@@ -258,7 +253,7 @@ class StepLatency:
         )
         return np.maximum(kernels, host) if self._host_overlaps else kernels + host
 
-    def _law(self, decodes: int) -> _DecodeLaw:
+    def _law(self, decodes: int) -> DecodeLaw:
         curve = self.decode.at(decodes)
         padded = self._padded(decodes)
         outside = []
@@ -271,14 +266,16 @@ class StepLatency:
         host = self.host(decodes, 0)
         before = self.extrapolated.copy()  # a law is no step: its steps are counted when they are asked for
         fixed = self._tokenwise(padded, decodes) + self._shared(padded)
-        self.extrapolated = before
-        law = _DecodeLaw(
+        self.extrapolated.clear()
+        self.extrapolated.update(before)
+        law = self._laws[decodes] = DecodeLaw(
+            decodes,
             fixed if self._host_overlaps else fixed + host,
             Curve([decodes * kv for kv in curve.xs], curve.ys),
             host if self._host_overlaps else 0.0,
-            tuple(outside),
+            outside,
+            self.extrapolated,
         )
-        self._laws[decodes] = law
         return law
 
     def _padded(self, tokens: int) -> int:
@@ -291,13 +288,6 @@ class StepLatency:
         tokens = [max(1, batch.decodes + sum(new for new, _ in batch.prefills)) for batch in batches]
         most = self._padded(max(tokens))
         return [most] * len(tokens) if self._graph_sizes and most <= self._graph_sizes[-1] else tokens
-
-    def _count(self, law: _DecodeLaw, contexts: np.ndarray) -> None:
-        for kernel_class in law.outside:
-            self.extrapolated[kernel_class] += len(contexts)
-        if "attention" not in law.outside:
-            beyond = np.count_nonzero((contexts < law.attention.low) | (contexts > law.attention.high))
-            self.extrapolated.update({"attention": int(beyond)} if beyond else {})
 
     # What ranks exchange.
 
@@ -397,6 +387,11 @@ class StepLatency:
         note = f"profile {profile.name} does not hold it; a step takes its kernels' time and no more"
         self.assumptions.append(Assumption("engine.host_overhead", 0.0, "s", "assumed", note))
         return Surface({1: Curve([0], [0.0])})
+
+
+def _contexts(decodes: int, kv_tokens: int, steps: int) -> np.ndarray:
+    """Cached tokens that each step of a decode run reads, (steps,)."""
+    return np.arange(kv_tokens, kv_tokens + steps * decodes, decodes, dtype=np.float64)
 
 
 def _check_match(profile: Profile, model: ModelShape, tp: int) -> None:

@@ -23,6 +23,7 @@ class GroupPlan:
         self.decodes = sum(plan.decodes for plan in given)
         self.kv_tokens = sum(plan.kv_tokens for plan in given)
         self.preempted = sum(plan.preempted for plan in given)
+        self.starved = [request for plan in given for request in plan.starved]
 
     @property
     def ending(self) -> list[Request]:

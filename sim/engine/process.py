@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 import simpy
 
+from calibrate.decode_law import DecodeLaw, DecodeRun, SummedRun
 from calibrate.latency import Batch
 from calibrate.skew import Spread
 from sim.engine.clock import FIRST_STEP_PRIORITY, Clock
@@ -28,6 +29,9 @@ class StepTimes(Protocol):
     ) -> float:
         """Seconds of one step; prefills are (new tokens, tokens already cached). It may have neither kind of work."""
 
+    def decode_law(self, decodes: int) -> DecodeLaw | None:
+        """The time of a step that only decodes as many sequences; None where their sum of tokens does not tell it."""
+
     def decode_run(self, decodes: int, kv_tokens: int, steps: int, spread: Spread | None = None) -> np.ndarray:
         """Seconds of each of `steps` decode steps in a row, bit for bit what `step` gives; a new array, (steps,)."""
 
@@ -41,8 +45,8 @@ class StepTimes(Protocol):
 class Engine:
     """One replica. `submit` hands it a request; `on_finish` is told of every finished one.
 
-    Where nothing can change the batch, many decode steps are one event (a leap), whose instants are the running sum
-    of the step times. An arrival meanwhile cuts the leap at the boundary at which a real engine would act on it.
+    Where nothing can change the batch, many decode steps are one event (a leap). An arrival meanwhile cuts the leap at
+    the boundary at which a real engine would act on it.
 
     An engine with asynchronous scheduling forms the next step when the last but one has ended: at the end of a step it
     knows what was generated up to there, and what arrived, and schedules the step after the one that begins now.
@@ -74,8 +78,8 @@ class Engine:
         self._leap = leap
         self._ahead = int(config.async_scheduling)  # steps that are scheduled before they begin
         self._idle = True
-        self._ends: np.ndarray | None = None  # the boundaries of the leap under way, shape (steps,)
-        self._leapt = 0  # steps of it that will be taken
+        self._decoding: DecodeRun | SummedRun | None = None  # since when the batch is the same
+        self._leapt = 1  # steps of the leap under way that will be taken
         self._outdated = False  # whether something came that the step scheduled last does not know of
         self._wake: simpy.Event = clock.event()
         clock.process(self._run_ahead() if self._ahead else self._run())
@@ -87,8 +91,8 @@ class Engine:
             self._wake_at(self._clock.now)
         elif matters:
             self._outdated = True
-            if self._ends is not None:
-                self._cut_leap(self._ends)
+            if self._leapt > 1 and self._decoding:
+                self._cut_leap(self._decoding)
 
     def _run(self) -> Generator[simpy.Event, None, None]:
         """Schedule, wait, finish."""
@@ -102,9 +106,9 @@ class Engine:
                 continue
             steps = scheduler.horizon(plan) if self._leap else 1
             yield self._wait_until(self._begin(plan, start, steps))
-            self._ends = None
-            scheduler.advance(plan, self._leapt)
-            self._end(plan, start)
+            leapt, self._leapt = self._leapt, 1
+            scheduler.advance(plan, leapt)
+            self._end(plan, start, leapt)
 
     def _run_ahead(self) -> Generator[simpy.Event, None, None]:
         """Schedule the next step before the present one, or the last of a leap, has begun."""
@@ -123,28 +127,28 @@ class Engine:
             waits = self._outdated and scheduler.waiting_count
             steps = scheduler.horizon(plan) if self._leap and not waits else 1
             end = self._begin(plan, start, steps)
-            if self._leapt > 1 and self._ends is not None:
-                yield self._wait_until(float(self._ends[self._leapt - 2]))
-                end = float(self._ends[self._leapt - 1])
-            self._ends = None
-            scheduler.advance(plan, self._leapt)
+            if steps > 1 and (decoding := self._decoding):
+                yield self._wait_until(decoding.end(steps - 1))
+                end = decoding.end(self._leapt)
+            leapt, self._leapt = self._leapt, 1  # what comes from here on is too late to cut it
+            scheduler.advance(plan, leapt)
             following = scheduler.schedule(clock.now)
             self._outdated = False
             yield self._wait_until(end)
             self._outdated = self._outdated or bool(plan.ending)
-            self._end(plan, start)
+            self._end(plan, start, leapt)
             plan = following
 
     def _begin(self, plan: Plan | GroupPlan, start: float, steps: int) -> float:
         """Start a step, or a leap of so many; returns when it ends."""
         self._leapt = steps
         if plan.chunks or not plan.decodes:  # without either it only preempts
+            self._decoding = None
             return start + self._step(plan)
-        # A running sum from `start`: the same additions, in the same order, as step by step.
-        ends = self._decode_run(plan, steps)
-        ends[0] += start
-        self._ends = np.add.accumulate(ends, out=ends)
-        return float(ends[-1])
+        decoding = self._decoding
+        if decoding is None or plan.starved or not decoding.goes_on(plan.decodes, plan.kv_tokens):
+            decoding = self._decoding = self._decode_run(plan, start, steps)
+        return decoding.end(steps)
 
     def _step(self, plan: Plan | GroupPlan) -> float:
         if isinstance(plan, GroupPlan):
@@ -152,13 +156,18 @@ class Engine:
         prefills = [(chunk.tokens, chunk.start) for chunk in plan.chunks]
         return self._step_times.step(prefills, plan.decodes, plan.kv_tokens, plan.spread)
 
-    def _decode_run(self, plan: Plan | GroupPlan, steps: int) -> np.ndarray:
+    def _decode_run(self, plan: Plan | GroupPlan, start: float, steps: int) -> DecodeRun | SummedRun:
         if isinstance(plan, GroupPlan):
-            return self._step_times.group_decode_run(plan.batches, steps)
-        return self._step_times.decode_run(plan.decodes, plan.kv_tokens, steps, plan.spread)
+            return SummedRun(start, self._step_times.group_decode_run(plan.batches, steps))
+        law = self._step_times.decode_law(plan.decodes)
+        if law is not None:
+            return DecodeRun(start, law, plan.kv_tokens)
+        return SummedRun(start, self._step_times.decode_run(plan.decodes, plan.kv_tokens, steps, plan.spread))
 
-    def _end(self, plan: Plan | GroupPlan, start: float) -> None:
-        """The step or leap that began at `start` has ended."""
+    def _end(self, plan: Plan | GroupPlan, start: float, leapt: int) -> None:
+        """The step, or leap of so many, that began at `start` has ended."""
+        if self._decoding is not None:
+            self._decoding.take(leapt)
         scheduler = self.scheduler
         running, waiting = scheduler.running_count, scheduler.waiting_count
         finished = scheduler.complete(plan, self._clock.now)
@@ -167,7 +176,7 @@ class Engine:
                 self._replica,
                 start,
                 self._clock.now,
-                self._leapt,
+                leapt,
                 len(plan.chunks),
                 sum([chunk.tokens for chunk in plan.chunks]),
                 plan.decodes,
@@ -181,14 +190,13 @@ class Engine:
         for request in finished:
             self._on_finish(request)
 
-    def _cut_leap(self, ends: np.ndarray) -> None:
+    def _cut_leap(self, decoding: DecodeRun | SummedRun) -> None:
         """An arrival is acted on where the present step ends: the step after it, or after the one that was already
         scheduled, is the last of the leap."""
-        seen = int(ends.searchsorted(self._clock.now))
-        steps = seen + 1 + self._ahead
-        if steps < self._leapt:
-            self._leapt = steps
-            self._wake_at(float(ends[seen]))
+        present = decoding.steps_until(self._clock.now)
+        if present + self._ahead < self._leapt:
+            self._leapt = present + self._ahead
+            self._wake_at(decoding.end(present))
 
     def _wait_for_work(self) -> simpy.Event:
         self._idle = True

@@ -7,6 +7,8 @@ import numpy as np
 import polars as pl
 from hypothesis import strategies as st
 
+from calibrate.curve import Curve
+from calibrate.decode_law import DecodeLaw
 from sim.engine.config import EngineConfig
 
 
@@ -18,6 +20,8 @@ class LinearStepTimes:
     per_token: float = 0.000_1
     per_kv: float = 0.000_001_7
     asks_spread: bool = False
+    has_law: bool = True  # or each step's time is given one by one
+    kinks: Sequence[float] = (37, 64, 300)  # cached tokens at which the law enters another cell, without a bend
 
     def step(self, prefills: Sequence[tuple[int, int]], decodes: int, kv_tokens: int, spread: object = None) -> float:
         if not prefills:
@@ -25,6 +29,12 @@ class LinearStepTimes:
         tokens = decodes + sum(new for new, _ in prefills)
         cached = kv_tokens + sum(start for _, start in prefills)
         return self.base + self.per_token * tokens + self.per_kv * cached
+
+    def decode_law(self, decodes: int) -> DecodeLaw | None:
+        if not self.has_law:
+            return None
+        kv = [0.0, *(float(x) for x in self.kinks), 1e6]
+        return DecodeLaw(decodes, self.base + self.per_token * decodes, Curve(kv, [self.per_kv * x for x in kv]))
 
     def decode_run(self, decodes: int, kv_tokens: int, steps: int, spread: object = None) -> np.ndarray:
         kv = kv_tokens + decodes * np.arange(steps)

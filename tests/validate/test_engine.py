@@ -39,6 +39,9 @@ class StepTimes:
             return 0.0  # a step that only preempts
         return 1e-3 + 1e-5 * tokens + 1e-7 * context
 
+    def decode_law(self, decodes):
+        return None
+
     def decode_run(self, decodes, kv_tokens, steps, spread=None):
         return np.array([self.step([], decodes, kv_tokens + i * decodes) for i in range(steps)])
 

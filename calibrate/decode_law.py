@@ -1,0 +1,169 @@
+"""Pure decode steps of as many sequences: their time over the tokens that they read, and its sums over many steps."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Sequence
+from math import ceil, inf, sqrt
+from typing import NamedTuple
+
+import numpy as np
+
+from calibrate.curve import Curve
+
+
+class DecodeLaw:
+    """Seconds of a step that decodes `decodes` sequences: `fixed` + `attention`, and at least `least`.
+
+    `seconds` is that, as one curve over the sum of their cached tokens.
+    """
+
+    __slots__ = ("attention", "decodes", "extrapolated", "fixed", "least", "outside", "seconds")
+
+    def __init__(
+        self,
+        decodes: int,
+        fixed: float,
+        attention: Curve,
+        least: float = 0.0,
+        outside: Sequence[str] = (),
+        extrapolated: Counter[str] | None = None,
+    ) -> None:
+        """`outside`: kernel classes whose grid `decodes` itself leaves. `extrapolated`: where such steps are counted."""
+        self.decodes = decodes
+        self.fixed = fixed
+        self.attention = attention
+        self.least = least
+        self.seconds = attention.plus(fixed).at_least(least)
+        self.outside = outside
+        self.extrapolated: Counter[str] = Counter() if extrapolated is None else extrapolated
+
+    def count(self, kv_tokens: int, steps: int = 1) -> None:
+        """Count what lies outside the grid of so many steps in a row, the first of which reads `kv_tokens`."""
+        low, high, last = self.attention.low, self.attention.high, kv_tokens + (steps - 1) * self.decodes
+        if not self.outside and low <= kv_tokens and last <= high:
+            return
+        for kernel_class in self.outside:
+            self.extrapolated[kernel_class] += steps
+        if "attention" not in self.outside:
+            below = min(steps, max(0, ceil((low - kv_tokens) / self.decodes)))
+            above = min(steps, max(0, ceil((last - high) / self.decodes)))
+            if below + above:
+                self.extrapolated["attention"] += below + above
+
+
+class DecodeRun:
+    """Steps in a row that decode the same sequences, each with one more token a step; when does each of them end?
+
+    Between two grid points a step takes a constant longer than the one before, so n of them take
+    n a + n (n - 1) b / 2: no step is visited. An instant is this sum since the run began, whether it is asked for at
+    each step or only at the last: so taking many steps at once gives the same bits as taking them singly.
+    """
+
+    __slots__ = ("_cell", "_law", "_stretch", "kv_tokens", "start", "taken")
+
+    def __init__(self, start: float, law: DecodeLaw, kv_tokens: int) -> None:
+        """It begins at `start`; its first step reads `kv_tokens` cached tokens."""
+        self.start = start
+        self.kv_tokens = kv_tokens
+        self.taken = 0  # steps
+        self._law = law
+        cell = max(0, bisect_right(law.seconds.xs, kv_tokens) - 1)
+        self._stretch = self._in_cell(cell, 0, 0.0)  # that of the next step
+
+    def goes_on(self, decodes: int, kv_tokens: int) -> bool:
+        """Whether a step of such a batch is the next one of this run."""
+        law = self._law
+        return law.decodes == decodes and self.kv_tokens + self.taken * decodes == kv_tokens
+
+    def end(self, steps: int) -> float:
+        """When `steps` more than were taken have ended."""
+        steps += self.taken
+        stretch = self._stretch
+        while steps > stretch.behind:
+            stretch = self._next(stretch)
+        return self.start + stretch.sum_to(steps)
+
+    def steps_until(self, time: float) -> int:
+        """The least number of steps more than were taken, at least one, that end at `time` or later."""
+        stretch, seconds = self._stretch, time - self.start
+        while stretch.behind < inf and stretch.sum_to(stretch.behind) < seconds:
+            stretch = self._next(stretch)
+        # What rounding does to the estimate must not move an instant.
+        steps = max(1, stretch.estimate(seconds) - self.taken)
+        while self.end(steps) < time:
+            steps += 1
+        while steps > 1 and self.end(steps - 1) >= time:
+            steps -= 1
+        return steps
+
+    def take(self, steps: int) -> None:
+        """So many more have run."""
+        law = self._law
+        law.count(self.kv_tokens + self.taken * law.decodes, steps)
+        self.taken += steps
+        while self.taken >= self._stretch.behind:
+            self._stretch = self._next(self._stretch)
+
+    def _next(self, stretch: _Stretch) -> _Stretch:
+        return self._in_cell(stretch.cell + 1, int(stretch.behind), stretch.sum_to(stretch.behind))
+
+    def _in_cell(self, cell: int, first: int, before: float) -> _Stretch:
+        curve, decodes = self._law.seconds, self._law.decodes
+        xs, slope = curve.xs, curve.slopes[cell]
+        seconds = curve.ys[cell] + slope * (self.kv_tokens + first * decodes - xs[cell])
+        behind = ceil((xs[cell + 1] - self.kv_tokens) / decodes) if cell + 1 < len(xs) else inf
+        return _Stretch(cell, first, behind, before, seconds, slope * decodes / 2)
+
+
+class _Stretch(NamedTuple):
+    """Those steps of a run that lie in one cell of its law."""
+
+    cell: int
+    first: int
+    behind: float  # the first step behind it
+    before: float  # seconds of all steps before it
+    seconds: float  # of its first step
+    growth: float  # half of what each takes longer than the one before
+
+    def sum_to(self, steps: float) -> float:
+        """Seconds of the run's first `steps` steps, of which the last lies in this stretch (or just before it)."""
+        own = steps - self.first
+        return self.before + (own * self.seconds + own * (own - 1) * self.growth)
+
+    def estimate(self, seconds: float) -> int:
+        """About how many steps of the run take so many seconds, where the last of them lies in this stretch."""
+        left = seconds - self.before
+        # Of growth n² + (seconds - growth) n = left the root that stays exact as growth goes to zero.
+        linear = self.seconds - self.growth
+        root = linear + sqrt(max(0.0, linear * linear + 4.0 * self.growth * left))
+        return self.first + (ceil(2.0 * left / root) if root > 0.0 else 1)
+
+
+class SummedRun:
+    """The same where step times follow no such law: each is given, and an instant is their running sum."""
+
+    __slots__ = ("_ends", "taken")
+
+    def __init__(self, start: float, seconds: np.ndarray) -> None:
+        """`seconds` of each step, (steps,); it is overwritten."""
+        seconds[0] += start
+        self._ends = np.add.accumulate(seconds, out=seconds)
+        self.taken = 0
+
+    def goes_on(self, decodes: int, kv_tokens: int) -> bool:
+        """Never: a sum goes on from its last instant, so a new run gives the same bits."""
+        return False
+
+    def end(self, steps: int) -> float:
+        """When `steps` more than were taken have ended."""
+        return float(self._ends[self.taken + steps - 1])
+
+    def steps_until(self, time: float) -> int:
+        """The least number of steps more than were taken, at least one, that end at `time` or later."""
+        return max(1, int(self._ends.searchsorted(time)) + 1 - self.taken)
+
+    def take(self, steps: int) -> None:
+        """So many more have run."""
+        self.taken += steps
