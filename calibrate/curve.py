@@ -66,7 +66,7 @@ class Curve:
         return self._with(self.xs, [y + constant for y in self.ys], self.slopes)
 
     def at_least(self, least: float) -> Curve:
-        """The larger of the curve and a constant, for x ≥ 0; the grid is the same, with a point more where they cross."""
+        """The larger of the curve and a constant, for x ≥ 0; the same grid, with a point more where they cross."""
         if least <= 0.0:
             return self
         starts, values, slopes = self.xs, self.ys, self.slopes

@@ -6,7 +6,6 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from math import ceil, inf, sqrt
-from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +18,7 @@ class DecodeLaw:
     `seconds` is that, as one curve over the sum of their cached tokens.
     """
 
-    __slots__ = ("attention", "decodes", "extrapolated", "fixed", "least", "outside", "seconds")
+    __slots__ = ("attention", "decodes", "extrapolated", "fixed", "high", "least", "low", "outside", "seconds")
 
     def __init__(
         self,
@@ -30,7 +29,7 @@ class DecodeLaw:
         outside: Sequence[str] = (),
         extrapolated: Counter[str] | None = None,
     ) -> None:
-        """`outside`: kernel classes whose grid `decodes` itself leaves. `extrapolated`: where such steps are counted."""
+        """`outside`: kernel classes whose grid `decodes` leaves. `extrapolated`: where such steps are counted."""
         self.decodes = decodes
         self.fixed = fixed
         self.attention = attention
@@ -38,17 +37,19 @@ class DecodeLaw:
         self.seconds = attention.plus(fixed).at_least(least)
         self.outside = outside
         self.extrapolated: Counter[str] = Counter() if extrapolated is None else extrapolated
+        # Within these a step lies inside the grid.
+        self.low, self.high = (inf, -inf) if outside else (attention.low, attention.high)
 
     def count(self, kv_tokens: int, steps: int = 1) -> None:
         """Count what lies outside the grid of so many steps in a row, the first of which reads `kv_tokens`."""
-        low, high, last = self.attention.low, self.attention.high, kv_tokens + (steps - 1) * self.decodes
-        if not self.outside and low <= kv_tokens and last <= high:
+        last = kv_tokens + (steps - 1) * self.decodes
+        if self.low <= kv_tokens and last <= self.high:
             return
         for kernel_class in self.outside:
             self.extrapolated[kernel_class] += steps
         if "attention" not in self.outside:
-            below = min(steps, max(0, ceil((low - kv_tokens) / self.decodes)))
-            above = min(steps, max(0, ceil((last - high) / self.decodes)))
+            below = min(steps, max(0, ceil((self.attention.low - kv_tokens) / self.decodes)))
+            above = min(steps, max(0, ceil((last - self.attention.high) / self.decodes)))
             if below + above:
                 self.extrapolated["attention"] += below + above
 
@@ -61,7 +62,7 @@ class DecodeRun:
     each step or only at the last: so taking many steps at once gives the same bits as taking them singly.
     """
 
-    __slots__ = ("_cell", "_law", "_stretch", "kv_tokens", "start", "taken")
+    __slots__ = ("_before", "_behind", "_cell", "_first", "_growth", "_law", "_seconds", "kv_tokens", "start", "taken")
 
     def __init__(self, start: float, law: DecodeLaw, kv_tokens: int) -> None:
         """It begins at `start`; its first step reads `kv_tokens` cached tokens."""
@@ -69,29 +70,34 @@ class DecodeRun:
         self.kv_tokens = kv_tokens
         self.taken = 0  # steps
         self._law = law
-        cell = max(0, bisect_right(law.seconds.xs, kv_tokens) - 1)
-        self._stretch = self._in_cell(cell, 0, 0.0)  # that of the next step
+        self._enter(max(0, bisect_right(law.seconds.xs, kv_tokens) - 1), 0, 0.0)
+
+    def _enter(self, cell: int, first: int, before: float) -> None:
+        """Go to a cell of the law, which begins with step `first`, after `before` seconds."""
+        curve, decodes = self._law.seconds, self._law.decodes
+        xs, slope = curve.xs, curve.slopes[cell]
+        self._cell, self._first, self._before = cell, first, before
+        # The first step behind the cell, seconds of its first one, and half of what each takes longer than the last.
+        self._behind = ceil((xs[cell + 1] - self.kv_tokens) / decodes) if cell + 1 < len(xs) else inf
+        self._seconds = curve.ys[cell] + slope * (self.kv_tokens + first * decodes - xs[cell])
+        self._growth = slope * decodes / 2
 
     def goes_on(self, decodes: int, kv_tokens: int) -> bool:
         """Whether a step of such a batch is the next one of this run."""
-        law = self._law
-        return law.decodes == decodes and self.kv_tokens + self.taken * decodes == kv_tokens
+        return self._law.decodes == decodes and self.kv_tokens + self.taken * decodes == kv_tokens
 
     def end(self, steps: int) -> float:
         """When `steps` more than were taken have ended."""
         steps += self.taken
-        stretch = self._stretch
-        while steps > stretch.behind:
-            stretch = self._next(stretch)
-        return self.start + stretch.sum_to(steps)
+        return self.start + (self._sum(steps) if steps <= self._behind else self._in_cell_of(steps)._sum(steps))
 
     def steps_until(self, time: float) -> int:
         """The least number of steps more than were taken, at least one, that end at `time` or later."""
-        stretch, seconds = self._stretch, time - self.start
-        while stretch.behind < inf and stretch.sum_to(stretch.behind) < seconds:
-            stretch = self._next(stretch)
+        seconds, run = time - self.start, self
+        while run._behind < inf and run._sum(run._behind) < seconds:
+            run = run._in_cell_of(run._behind + 1)
         # What rounding does to the estimate must not move an instant.
-        steps = max(1, stretch.estimate(seconds) - self.taken)
+        steps = max(1, run._estimate(seconds) - self.taken)
         while self.end(steps) < time:
             steps += 1
         while steps > 1 and self.end(steps - 1) >= time:
@@ -103,42 +109,28 @@ class DecodeRun:
         law = self._law
         law.count(self.kv_tokens + self.taken * law.decodes, steps)
         self.taken += steps
-        while self.taken >= self._stretch.behind:
-            self._stretch = self._next(self._stretch)
+        while self.taken >= self._behind:
+            self._enter(self._cell + 1, int(self._behind), self._sum(self._behind))
 
-    def _next(self, stretch: _Stretch) -> _Stretch:
-        return self._in_cell(stretch.cell + 1, int(stretch.behind), stretch.sum_to(stretch.behind))
+    def _sum(self, steps: float) -> float:
+        """Seconds of the first `steps` steps, of which the last lies in this cell (or just before it)."""
+        own = steps - self._first
+        return self._before + (own * self._seconds + own * (own - 1) * self._growth)
 
-    def _in_cell(self, cell: int, first: int, before: float) -> _Stretch:
-        curve, decodes = self._law.seconds, self._law.decodes
-        xs, slope = curve.xs, curve.slopes[cell]
-        seconds = curve.ys[cell] + slope * (self.kv_tokens + first * decodes - xs[cell])
-        behind = ceil((xs[cell + 1] - self.kv_tokens) / decodes) if cell + 1 < len(xs) else inf
-        return _Stretch(cell, first, behind, before, seconds, slope * decodes / 2)
-
-
-class _Stretch(NamedTuple):
-    """Those steps of a run that lie in one cell of its law."""
-
-    cell: int
-    first: int
-    behind: float  # the first step behind it
-    before: float  # seconds of all steps before it
-    seconds: float  # of its first step
-    growth: float  # half of what each takes longer than the one before
-
-    def sum_to(self, steps: float) -> float:
-        """Seconds of the run's first `steps` steps, of which the last lies in this stretch (or just before it)."""
-        own = steps - self.first
-        return self.before + (own * self.seconds + own * (own - 1) * self.growth)
-
-    def estimate(self, seconds: float) -> int:
-        """About how many steps of the run take so many seconds, where the last of them lies in this stretch."""
-        left = seconds - self.before
+    def _estimate(self, seconds: float) -> int:
+        """About how many steps take so many seconds, where the last of them lies in this cell."""
+        left = seconds - self._before
         # Of growth n² + (seconds - growth) n = left the root that stays exact as growth goes to zero.
-        linear = self.seconds - self.growth
-        root = linear + sqrt(max(0.0, linear * linear + 4.0 * self.growth * left))
-        return self.first + (ceil(2.0 * left / root) if root > 0.0 else 1)
+        linear = self._seconds - self._growth
+        root = linear + sqrt(max(0.0, linear * linear + 4.0 * self._growth * left))
+        return self._first + (ceil(2.0 * left / root) if root > 0.0 else 1)
+
+    def _in_cell_of(self, steps: float) -> DecodeRun:
+        """The same run, further on in the law: where the last of its first `steps` steps lies."""
+        run = DecodeRun(self.start, self._law, self.kv_tokens)
+        while steps > run._behind:
+            run._enter(run._cell + 1, int(run._behind), run._sum(run._behind))
+        return run
 
 
 class SummedRun:

@@ -20,11 +20,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-Ids = array  # physical numbers of blocks, typecode "i": copied without touching an object a block
-
-
-def _ids(numbers: Sequence[int] = ()) -> Ids[int]:
-    return array("i", numbers)
+Ids = array  # physical numbers of blocks, always of typecode "i": copied without touching an object a block
 
 
 class Span:
@@ -56,7 +52,7 @@ class Holding:
         self.blocks_per_key = blocks_per_key
         # A span, and how many blocks this request reads of it and of what was split off it since.
         self.runs: list[tuple[Span, int]] = []
-        self.tail = _ids()
+        self.tail = Ids("i")
         self.blocks = 0  # those of the runs and the tail
         # What preemption left in the cache of the tail, and the number of blocks before it.
         self.resume: Span | None = None
@@ -69,7 +65,7 @@ class Holding:
 
     def block_table(self) -> list[int]:
         """Physical block ids in token order."""
-        table = _ids()
+        table = Ids("i")
         for span, blocks in self._read():
             table += span.ids[:blocks]
         return (table + self.tail).tolist()
@@ -96,6 +92,9 @@ class Hit(NamedTuple):
     tokens: int
 
 
+_NOTHING = Hit([], [], 0, 0)
+
+
 class BlockPool:
     """All blocks of one engine. `free` counts those that nobody holds, cached ones included."""
 
@@ -103,7 +102,7 @@ class BlockPool:
         self.total = blocks
         self.free = blocks
         self.block_size = block_size
-        everything = Span(_ids(range(blocks - 1, -1, -1)))  # taken from the end: block 0 first
+        everything = Span(Ids("i", range(blocks - 1, -1, -1)))  # taken from the end: block 0 first
         everything.holders = 0
         self._queue: OrderedDict[Span, None] = OrderedDict({everything: None})
         self._cached: dict[int, Span] = {}  # id → the span that has its blocks
@@ -114,9 +113,10 @@ class BlockPool:
         The caller has checked that `count <= free`.
         """
         self.free -= count
-        taken = _ids()
+        taken = Ids("i")
+        queue = self._queue
         while count:
-            span = next(iter(self._queue))
+            span = next(iter(queue))
             ids = span.ids
             if len(ids) > count:
                 taken += ids[-count:]
@@ -126,10 +126,11 @@ class BlockPool:
                 break
             taken += ids
             count -= len(ids)
-            del self._queue[span]
-            self._forget(span, 0)
+            del queue[span]
             # A resumable tail is still known to its request: it must find nothing left here.
-            span.ids = _ids()
+            span.ids = Ids("i")
+            if span.count:
+                self._forget(span, 0)
         return taken
 
     def find(self, holding: Holding, tokens: int) -> Hit:
@@ -137,6 +138,8 @@ class BlockPool:
 
         At least one token is left to compute, for its logits.
         """
+        if not holding.keys and holding.resume is None:
+            return _NOTHING
         limit = (tokens - 1) // self.block_size
         spans: list[Span] = []
         used: list[int] = []
@@ -169,7 +172,7 @@ class BlockPool:
         for span, used in zip(hit.spans, hit.used, strict=True):
             if not span.holders:
                 revived += min(len(span.ids), -(-used // span.per_key) * span.per_key)
-        if self._blocks_for(max(tokens, needed)) - found + revived > self.free:
+        if -(-max(tokens, needed) // self.block_size) - found + revived > self.free:
             return False
         for span, used in zip(hit.spans, hit.used, strict=True):
             whole = -(-used // span.per_key)  # ids that are held for it
@@ -196,7 +199,7 @@ class BlockPool:
 
         The caller has checked that `blocks_missing(holding, tokens) <= free`.
         """
-        missing = self.blocks_missing(holding, tokens)
+        missing = -(-tokens // self.block_size) - holding.blocks
         if missing > 0:
             holding.tail += self.take(missing)
             holding.blocks += missing
@@ -207,6 +210,8 @@ class BlockPool:
     def cache_full_blocks(self, holding: Holding, tokens: int) -> None:
         """Put the blocks filled by the first `tokens` tokens under their ids."""
         keys, per_key = holding.keys, holding.blocks_per_key
+        if not keys:
+            return
         placed = holding.blocks - len(holding.tail)
         full = min(tokens // self.block_size, len(keys) * per_key)
         if full <= placed:
@@ -249,15 +254,12 @@ class BlockPool:
             self._enqueue(holding.resume)
         elif tail:
             self._enqueue(Span(tail))
-        for span in reversed(holding.spans):
+        for span in reversed(holding.spans) if holding.runs else ():
             span.holders -= 1
             if not span.holders:
                 self._queue[span] = None
                 self.free += len(span.ids)
-        holding.runs, holding.tail, holding.blocks = [], _ids(), 0
-
-    def _blocks_for(self, tokens: int) -> int:
-        return -(-tokens // self.block_size)
+        holding.runs, holding.tail, holding.blocks = [], Ids("i"), 0
 
     def _enqueue(self, span: Span) -> None:
         span.holders = 0

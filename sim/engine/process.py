@@ -168,25 +168,10 @@ class Engine:
         """The step, or leap of so many, that began at `start` has ended."""
         if self._decoding is not None:
             self._decoding.take(leapt)
-        scheduler = self.scheduler
+        scheduler, now = self.scheduler, self._clock.now
         running, waiting = scheduler.running_count, scheduler.waiting_count
-        finished = scheduler.complete(plan, self._clock.now)
-        self._steps.append(
-            (
-                self._replica,
-                start,
-                self._clock.now,
-                leapt,
-                len(plan.chunks),
-                sum([chunk.tokens for chunk in plan.chunks]),
-                plan.decodes,
-                plan.kv_tokens,
-                running,
-                waiting,
-                scheduler.blocks_held,
-                plan.preempted,
-            )
-        )
+        finished = scheduler.complete(plan, now)
+        self._steps.append(self._replica, start, now, leapt, plan, running, waiting, scheduler.blocks_held)
         for request in finished:
             self._on_finish(request)
 

@@ -52,7 +52,7 @@ class Request:
         self.prefix_block_tokens = prefix_block_tokens
         self.priority = priority  # larger = more urgent
 
-        self.holding = Holding()
+        self.holding: Holding  # its blocks, once it was added to a scheduler
         self.admission = 0  # place in the order of admission
         self.target = prompt_tokens  # tokens to compute before the next one is generated
         self.computed = 0  # of those, while it prefills

@@ -36,7 +36,11 @@ class Chunk(NamedTuple):
     request: Request
     start: int
     tokens: int
-    last: bool  # completes the prompt, so that a token is generated
+
+    @property
+    def last(self) -> bool:
+        """Whether it completes the prompt, so that a token is generated."""
+        return self.start + self.tokens == self.request.target
 
 
 class Plan:
@@ -111,8 +115,10 @@ class Scheduler:
         """
         if not self.fits(request.prompt_tokens, request.output_tokens):
             raise ValueError(f"request {request.request_id} can never run")
-        if self.config.enable_prefix_caching and len(request.prefix_ids):
+        if self.config.enable_prefix_caching and request.prefix_ids:
             request.holding = Holding(*self._block_keys(request.prefix_ids, request.prefix_block_tokens))
+        else:
+            request.holding = Holding()
         self._waiting.push(request)
         # Behind a blocked head, or where all seats are taken, it changes nothing until somebody finishes.
         return self._waiting.head() is request and len(self._running) < self.config.max_num_seqs
@@ -241,7 +247,7 @@ class Scheduler:
                     return None  # those who were admitted later must not be served first
                 if tokens:
                     plan.budget -= tokens
-                    plan.chunks.append(self._chunk(request, request.computed, tokens))
+                    plan.chunks.append(Chunk(request, request.computed, tokens))
                     missing += self.pool.blocks_missing(request.holding, request.computed + tokens)
             if missing > self.pool.free:
                 return None
@@ -294,7 +300,7 @@ class Scheduler:
             if request in self._prefilling:
                 # Only now is it certain that the chunk runs and its blocks will hold what their keys say.
                 self.pool.cache_full_blocks(request.holding, request.computed + tokens)
-                plan.chunks.append(self._chunk(request, request.computed, tokens))
+                plan.chunks.append(Chunk(request, request.computed, tokens))
         # A victim may have been left out before it was chosen.
         plan.starved = [request for request in plan.starved if request in self._running]
         plan.decodes = self._decodes - len(plan.starved)
@@ -349,10 +355,7 @@ class Scheduler:
                 request.first_scheduled = now
                 request.cached_tokens = hit.tokens
             plan.budget -= tokens
-            plan.chunks.append(self._chunk(request, hit.tokens, tokens))
-
-    def _chunk(self, request: Request, start: int, tokens: int) -> Chunk:
-        return Chunk(request, start, tokens, start + tokens == request.target)
+            plan.chunks.append(Chunk(request, hit.tokens, tokens))
 
     def _block_keys(self, ids: Sequence[int], id_tokens: int) -> tuple[Sequence[int], int]:
         """One key for each run of whole blocks, and the blocks in it, from chain ids of `id_tokens` tokens."""
@@ -376,7 +379,8 @@ class Scheduler:
         self._at_edge[-request.offset % self.config.block_size] += 1
         self._decodes += 1
         self._kv_tokens += request.target
-        self._count_offset(request, 1)
+        if self._keeps_spread:
+            self._count_offset(request, 1)
         self._latest_decoder = max(self._latest_decoder, request.admission)
 
     def _stop_decoding(self, request: Request, step: int, granted: int = 0) -> None:
@@ -385,7 +389,8 @@ class Scheduler:
         self._at_edge[-request.offset % self.config.block_size] -= 1
         self._decodes -= 1
         self._kv_tokens -= computed
-        self._count_offset(request, -1)
+        if self._keeps_spread:
+            self._count_offset(request, -1)
         request.finish_step = -1
         self._settle(request, computed + granted)
         self.pool.cache_full_blocks(request.holding, computed)
@@ -394,17 +399,17 @@ class Scheduler:
         """It was left out of a step that the others ran."""
         size = self.config.block_size
         self._at_edge[-request.offset % size] -= 1
-        self._count_offset(request, -1)
+        if self._keeps_spread:
+            self._count_offset(request, -1)
         request.offset -= 1
-        self._count_offset(request, 1)
+        if self._keeps_spread:
+            self._count_offset(request, 1)
         self._at_edge[-request.offset % size] += 1
         request.finish_step += 1
         heappush(self._finishing, (request.finish_step, request.admission, request))
 
     def _count_offset(self, request: Request, sign: int) -> None:
         """Add a decoding request to the sums that its context is part of, or take it out of them."""
-        if not self._keeps_spread:
-            return
         offset = request.offset
         self._offsets += sign * offset
         self._offset_squares += sign * offset * offset

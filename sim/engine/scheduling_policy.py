@@ -24,26 +24,15 @@ class WaitingQueue(Protocol):
     def __len__(self) -> int: ...
 
 
-class FirstComeFirstServed:
+class FirstComeFirstServed(deque[Request]):
     """Arrivals at the end, preempted requests at the front."""
 
-    def __init__(self) -> None:
-        self._requests: deque[Request] = deque()
-
-    def push(self, request: Request) -> None:
-        self._requests.append(request)
-
-    def put_back(self, request: Request) -> None:
-        self._requests.appendleft(request)
+    push = deque.append
+    put_back = deque.appendleft
+    pop = deque.popleft
 
     def head(self) -> Request:
-        return self._requests[0]
-
-    def pop(self) -> Request:
-        return self._requests.popleft()
-
-    def __len__(self) -> int:
-        return len(self._requests)
+        return self[0]
 
 
 class MostUrgentFirst:

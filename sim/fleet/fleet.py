@@ -69,8 +69,7 @@ class Fleet:
 
     def run(self) -> FleetRun:
         """Simulate until nothing is left to do."""
-        self._clock.run()
-        events = next(self._clock._eid)
+        events = self._clock.run_out()
         return FleetRun(self._records.table(), self._steps.take_table(), events)
 
     def _arrivals(self) -> Generator[simpy.Event, None, None]:

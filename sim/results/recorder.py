@@ -2,6 +2,7 @@
 
 from array import array
 from struct import Struct
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -71,7 +72,17 @@ def with_latencies(frame: pl.DataFrame) -> pl.DataFrame:
 
 _CODES: dict[pl.DataType, str] = {pl.Float64(): "d", pl.Int64(): "q", pl.Int32(): "i"}
 _ROW = Struct("=" + "".join(_CODES[dtype] for dtype in STEPS.values()))
+_pack = _ROW.pack
 _RECORD = np.dtype([(name, _CODES[dtype]) for name, dtype in STEPS.items()])
+
+
+class StepPlan(Protocol):
+    """What the steps table takes of a plan (`sim.engine.scheduler.Plan`)."""
+
+    chunks: list[Any]  # each with its `tokens`
+    decodes: int
+    kv_tokens: int
+    preempted: int
 
 
 class StepRecorder:
@@ -80,9 +91,33 @@ class StepRecorder:
     def __init__(self) -> None:
         self._rows = bytearray()  # one `_ROW` after another
 
-    def append(self, row: tuple[float, ...]) -> None:
-        """One row, in the order of `tables.STEPS`."""
-        self._rows += _ROW.pack(*row)
+    def append(
+        self,
+        replica: int,
+        start: float,
+        end: float,
+        steps: int,
+        plan: StepPlan,
+        running: int,
+        waiting: int,
+        kv_blocks: int,
+    ) -> None:
+        """One row; the arguments are columns of `tables.STEPS`, and `plan` is what was computed."""
+        chunks = plan.chunks
+        self._rows += _pack(
+            replica,
+            start,
+            end,
+            steps,
+            len(chunks),
+            sum([chunk.tokens for chunk in chunks]) if chunks else 0,
+            plan.decodes,
+            plan.kv_tokens,
+            running,
+            waiting,
+            kv_blocks,
+            plan.preempted,
+        )
 
     def take_table(self) -> pl.DataFrame:
         """With the columns of `tables.STEPS`, in order of (start, replica). The recorder is empty afterwards: millions

@@ -41,22 +41,7 @@ class Recorder:
         self._count += 1
         self._busy += end - start
         self._forward += forward
-        self._steps.append(
-            (
-                0,
-                start,
-                end,
-                1,
-                len(plan.chunks),
-                sum(chunk.tokens for chunk in plan.chunks),
-                plan.decodes,
-                plan.kv_tokens,
-                running,
-                waiting,
-                scheduler.blocks_held,
-                plan.preempted,
-            )
-        )
+        self._steps.append(0, start, end, 1, plan, running, waiting, scheduler.blocks_held)
 
     def recording(self, rows: list[dict[str, Any]]) -> Recording:
         """The tables; `rows` is the whole trace, so requests that never arrived are in them too."""
