@@ -39,11 +39,19 @@ class AttentionLaw:
         self.decode = _surface(
             profile, table.filter(pl.col("prefill_chunk") == 0), ("n_decode", "kv_decode"), layers, None
         )
+        self._fresh: dict[int, tuple[float, bool]] = {}
         self.skew = skew
         beside = table.filter((pl.col("prefill_chunk") > 0) & (pl.col("n_decode") > 0))
         self.one_kernel = not beside.is_empty()
         self._beside = None if beside.is_empty() else _BesidePrefill(beside, layers)
         self._launch = self.prefill(self.prefill.keys[0], 0) if self._beside else 0.0
+
+    def _fresh_prompt(self, tokens: int) -> tuple[float, bool]:
+        """Of a prompt with nothing cached, remembered: there are no more lengths than a step has tokens."""
+        known = self._fresh.get(tokens)
+        if known is None:
+            known = self._fresh[tokens] = self.prefill.look_up(tokens, 0)
+        return known
 
     def mixed(
         self,
@@ -60,7 +68,7 @@ class AttentionLaw:
         inside, launch = True, self._launch
         seconds = launch
         for new, cached in prefills:
-            alone_seconds, covered = self.prefill.look_up(new, cached)
+            alone_seconds, covered = self.prefill.look_up(new, cached) if cached else self._fresh_prompt(new)
             seconds += alone_seconds - launch
             inside = inside and covered
         if alone is None:

@@ -113,19 +113,16 @@ class StepLatency:
         self, prefills: Sequence[tuple[int, int]], decodes: int, kv_tokens: int, spread: Spread | None = None
     ) -> float:
         """Seconds of one step of an engine on its own; the arguments are a `Batch`'s. An empty step takes no time."""
+        if prefills and self._attention.one_kernel:
+            prefills, decodes, kv_tokens, spread = Batch(prefills, decodes, kv_tokens, spread).one_token_each()
         if prefills:
-            batch = Batch(prefills, decodes, kv_tokens, spread)
-            if self._attention.one_kernel:
-                batch = batch.one_token_each()
-                if not batch.prefills:
-                    return self.step((), *batch[1:])
             tokens = decodes
             for new, _ in prefills:
                 tokens += new
-            sequences = decodes + len(prefills)
-            kernels = self._tokenwise(self._padded(tokens), sequences) + self._attention_of(batch)
+            sequences, padded = decodes + len(prefills), self._padded(tokens)
+            kernels = self._tokenwise(padded, sequences) + self._attention_of(prefills, decodes, kv_tokens, spread)
             if self._experts is not None:
-                kernels += self._shared(self._padded(tokens))
+                kernels += self._shared(padded)
             host = self.host(sequences, tokens - sequences)
             return max(kernels, host) if self._host_overlaps else kernels + host
         if not decodes:
@@ -164,7 +161,7 @@ class StepLatency:
             return float(self.group_decode_run(batches, 1)[0])
         padded = self._padded_together(batches)
         own = [
-            self._tokenwise(tokens, max(1, batch.decodes + len(batch.prefills))) + self._attention_of(batch)
+            self._tokenwise(tokens, max(1, batch.decodes + len(batch.prefills))) + self._attention_of(*batch)
             for batch, tokens in zip(batches, padded, strict=True)
         ]
         return float(self._with_host(batches, np.array([max(own) + self._shared(sum(padded))]))[0])
@@ -212,11 +209,13 @@ class StepLatency:
             self.extrapolated["per_sequence"] += 1
         return by_tokens[0] + by_sequences[0]
 
-    def _attention_of(self, batch: Batch) -> float:
-        alone = (self._laws.get(batch.decodes) or self._law(batch.decodes)).attention if batch.decodes else None
-        if not batch.prefills:
-            return alone(batch.kv_tokens) if alone else 0.0
-        seconds, inside = self._attention.mixed(batch.prefills, batch.decodes, batch.kv_tokens, batch.spread, alone)
+    def _attention_of(
+        self, prefills: Sequence[tuple[int, int]], decodes: int, kv_tokens: int, spread: Spread | None
+    ) -> float:
+        alone = (self._laws.get(decodes) or self._law(decodes)).attention if decodes else None
+        if not prefills:
+            return alone(kv_tokens) if alone else 0.0
+        seconds, inside = self._attention.mixed(prefills, decodes, kv_tokens, spread, alone)
         if not inside:
             self.extrapolated["attention"] += 1
         return seconds
@@ -280,8 +279,9 @@ class StepLatency:
 
     def _padded(self, tokens: int) -> int:
         """Tokens that a step computes: those of the next captured graph, if one is large enough."""
-        index = bisect_left(self._graph_sizes, tokens)
-        return self._graph_sizes[index] if index < len(self._graph_sizes) else tokens
+        sizes = self._graph_sizes
+        index = bisect_left(sizes, tokens)
+        return sizes[index] if index < len(sizes) else tokens
 
     def _padded_together(self, batches: Sequence[Batch]) -> list[int]:
         """The same for engines in lock-step, which replay graphs of one size (vLLM pads to the largest)."""

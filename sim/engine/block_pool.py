@@ -269,10 +269,13 @@ class BlockPool:
 
     def _continue_id(self, holding: Holding, ids: Ids[int]) -> None:
         """Blocks of an id whose first ones this request reads already."""
-        span, read = holding._read()[-1]
+        first, blocks = holding.runs[-1]
+        span, read = first, blocks
+        while span.split_off is not None and read > len(span.ids):
+            read -= len(span.ids)
+            span = span.split_off
         if len(span.ids) == read:
             span.ids += ids  # we are at the frontier of this id: go on
-            first, blocks = holding.runs[-1]
             holding.runs[-1] = (first, blocks + len(ids))
         else:
             holding.runs.append((Span(ids, per_key=span.per_key), len(ids)))
