@@ -39,6 +39,17 @@ td.wrap { white-space: normal; min-width: 260px; }
 footer { margin-top: 40px; color: var(--soft); font-size: .8125rem; }
 """
 
+# Every picture's look. Plotly's own templates style fifty kinds of trace, and each figure copies all of them.
+_AXIS = {"gridcolor": "#EBF0F8", "linecolor": "#EBF0F8", "zerolinecolor": "#EBF0F8", "automargin": True}
+_TEMPLATE = {"layout": {"xaxis": _AXIS, "yaxis": _AXIS}}
+_LOOK = {
+    "plot_bgcolor": "white",
+    "colorway": list(PALETTE),
+    "margin": {"l": 56, "r": 16, "t": 40, "b": 48},
+    "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#2a3f5f"},
+    "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
+}
+
 _RIGHT = ' class="right"'
 
 
@@ -93,14 +104,8 @@ class Page:
         """A plotly figure; its width follows the window."""
         import plotly.io
 
-        figure.update_layout(
-            template="plotly_white",
-            colorway=list(PALETTE),
-            height=height,
-            margin={"l": 56, "r": 16, "t": 40, "b": 48},
-            font={"family": "system-ui, sans-serif", "size": 13},
-            legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
-        )
+        figure.layout.template = _TEMPLATE
+        figure.update_layout(_LOOK, height=height)
         html = plotly.io.to_html(
             figure,
             full_html=False,
