@@ -67,8 +67,6 @@ class Curve:
 
     def at_least(self, least: float) -> Curve:
         """The larger of the curve and a constant, for x ≥ 0; the same grid, with a point more where they cross."""
-        if least <= 0.0:
-            return self
         starts, values, slopes = self.xs, self.ys, self.slopes
         if self.low > 0.0:
             starts = [0.0, *starts]

@@ -62,12 +62,23 @@ class DecodeRun:
     each step or only at the last: so taking many steps at once gives the same bits as taking them singly.
     """
 
-    __slots__ = ("_before", "_behind", "_cell", "_first", "_growth", "_law", "_seconds", "kv_tokens", "start", "taken")
+    __slots__ = (
+        "_before",
+        "_behind",
+        "_cell",
+        "_first",
+        "_growth",
+        "_kv_tokens",
+        "_law",
+        "_seconds",
+        "_start",
+        "taken",
+    )
 
     def __init__(self, start: float, law: DecodeLaw, kv_tokens: int) -> None:
         """It begins at `start`; its first step reads `kv_tokens` cached tokens."""
-        self.start = start
-        self.kv_tokens = kv_tokens
+        self._start = start
+        self._kv_tokens = kv_tokens
         self.taken = 0  # steps
         self._law = law
         self._enter(max(0, bisect_right(law.seconds.xs, kv_tokens) - 1), 0, 0.0)
@@ -78,22 +89,22 @@ class DecodeRun:
         xs, slope = curve.xs, curve.slopes[cell]
         self._cell, self._first, self._before = cell, first, before
         # The first step behind the cell, seconds of its first one, and half of what each takes longer than the last.
-        self._behind = ceil((xs[cell + 1] - self.kv_tokens) / decodes) if cell + 1 < len(xs) else inf
-        self._seconds = curve.ys[cell] + slope * (self.kv_tokens + first * decodes - xs[cell])
+        self._behind = ceil((xs[cell + 1] - self._kv_tokens) / decodes) if cell + 1 < len(xs) else inf
+        self._seconds = curve.ys[cell] + slope * (self._kv_tokens + first * decodes - xs[cell])
         self._growth = slope * decodes / 2
 
     def goes_on(self, decodes: int, kv_tokens: int) -> bool:
         """Whether a step of such a batch is the next one of this run."""
-        return self._law.decodes == decodes and self.kv_tokens + self.taken * decodes == kv_tokens
+        return self._law.decodes == decodes and self._kv_tokens + self.taken * decodes == kv_tokens
 
     def end(self, steps: int) -> float:
         """When `steps` more than were taken have ended."""
         steps += self.taken
-        return self.start + (self._sum(steps) if steps <= self._behind else self._in_cell_of(steps)._sum(steps))
+        return self._start + (self._sum(steps) if steps <= self._behind else self._in_cell_of(steps)._sum(steps))
 
     def steps_until(self, time: float) -> int:
         """The least number of steps more than were taken, at least one, that end at `time` or later."""
-        seconds, run = time - self.start, self
+        seconds, run = time - self._start, self
         while run._behind < inf and run._sum(run._behind) < seconds:
             run = run._in_cell_of(run._behind + 1)
         # What rounding does to the estimate must not move an instant.
@@ -107,7 +118,7 @@ class DecodeRun:
     def take(self, steps: int) -> None:
         """So many more have run."""
         law = self._law
-        law.count(self.kv_tokens + self.taken * law.decodes, steps)
+        law.count(self._kv_tokens + self.taken * law.decodes, steps)
         self.taken += steps
         while self.taken >= self._behind:
             self._enter(self._cell + 1, int(self._behind), self._sum(self._behind))
@@ -127,7 +138,7 @@ class DecodeRun:
 
     def _in_cell_of(self, steps: float) -> DecodeRun:
         """The same run, further on in the law: where the last of its first `steps` steps lies."""
-        run = DecodeRun(self.start, self._law, self.kv_tokens)
+        run = DecodeRun(self._start, self._law, self._kv_tokens)
         while steps > run._behind:
             run._enter(run._cell + 1, int(run._behind), run._sum(run._behind))
         return run

@@ -43,6 +43,13 @@ def test_never_falls_beyond_the_grid(curve: Curve, beyond: int) -> None:
     assert not curve.covers(curve.high + beyond) and curve.covers(curve.high)
 
 
+@given(curves(), st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.integers(0, 10_000))
+def test_at_least_and_plus_hold_everywhere(curve: Curve, least: float, constant: float, x: int) -> None:
+    assert curve.at_least(least)(x) == pytest.approx(max(curve(x), least), rel=1e-9, abs=1e-9)
+    assert curve.plus(constant)(x) == pytest.approx(curve(x) + constant, rel=1e-9, abs=1e-9)
+    assert curve.at_least(least).covers(x) == curve.plus(constant).covers(x) == curve.covers(x)
+
+
 @given(st.lists(st.tuples(st.integers(1, 64), curves()), min_size=1, max_size=4), st.integers(0, 4096))
 def test_sum_of_curves_is_the_sum_at_every_x(weighted: list[tuple[float, Curve]], x: int) -> None:
     low, high = min(c.low for _, c in weighted), max(c.high for _, c in weighted)
