@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from calibrate.kernels.attention import AttentionPlan, paged_attention, plan_decodes, plan_prefill
+from calibrate.kernels.backend import uses_triton
 from calibrate.kernels.embedding import embedding
+from calibrate.kernels.gpu.paged_plan import PagedPlan, plan_paged
+from calibrate.kernels.gpu.upload import upload
 from calibrate.kernels.kv_write import kv_write
 from calibrate.kernels.linear import linear
-from calibrate.kernels.rmsnorm import add_rmsnorm, rmsnorm
+from calibrate.kernels.qk_norm import qk_norm
+from calibrate.kernels.rmsnorm import add_rmsnorm
 from calibrate.kernels.rotary import rotary, rotary_tables
 from calibrate.kernels.sampling import greedy
 from calibrate.kernels.silu_mul import silu_mul
@@ -20,8 +25,14 @@ from calibrate.model import ModelShape
 from calibrate.weights import DecoderWeights, load_weights, random_weights
 from ground.errors import UserError
 
-# Keys and values that one decode tile gathers: half of a core's second-level cache, and a few tiles a GPU step.
-_TILE_BYTES = {"cpu": 1 << 20, "cuda": 1 << 28}
+if TYPE_CHECKING:
+    from calibrate.decode_graphs import DecodeGraphs
+
+# Keys and values that one decode tile of a CPU gathers: half of a core's second-level cache.
+_TILE_BYTES = 1 << 20
+
+# The sampled tokens stay at one address, which graphs may hold; so their number has a limit.
+_MAX_SEQUENCES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -29,30 +40,69 @@ class SequenceInput:
     """One sequence of a step: its new tokens, behind `start` cached ones, kept in the physical `blocks`.
 
     `blocks` cover `start + len(tokens)` tokens; whole leading blocks may be shared with other sequences.
+    With `previous` the single token is the one that this row of the batch launched before samples, and the one in
+    `tokens` only holds its place: the host need not know it.
     """
 
     tokens: Sequence[int]
     start: int
     blocks: Sequence[int]
+    previous: int | None = None
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A packed batch on the device: decoding sequences by falling context, then the prefills."""
+    """A packed batch on the device: decoding sequences (on a CPU by falling context), then the prefills."""
 
     tokens: torch.Tensor  # [T]
     positions: torch.Tensor  # [T]
     slots: torch.Tensor  # [T], where each token's keys and values go
     last: torch.Tensor  # [S], the index of each sequence's last token
-    attention: AttentionPlan
+    attention: AttentionPlan | PagedPlan
     order: list[int]  # batch index of each packed sequence
+    sources: torch.Tensor | None = None  # [T], which sampled token stands for the given one; -1: none
+
+
+class Launched:
+    """A step under way on the device.
+
+    `graph`: whether it is replayed from a captured graph, and not launched kernel by kernel. `padded_to`: to how many
+    sequences its batch was padded, which it is without a GPU too; None where it was not.
+    """
+
+    def __init__(self, sampled: torch.Tensor, order: Sequence[int], *, graph: bool, padded_to: int | None) -> None:
+        self.graph = graph
+        self.padded_to = padded_to
+        self._order = order
+        self._arrived: torch.cuda.Event | None = None
+        if sampled.device.type == "cuda":
+            self._host = torch.empty(sampled.shape, dtype=sampled.dtype, pin_memory=True)
+            self._host.copy_(sampled, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+        else:
+            self._host = sampled.clone()
+
+    def tokens(self) -> list[int]:
+        """The greedy next token of each sequence of the batch; waits until the step has ended."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        tokens = [0] * len(self._order)
+        for index, token in zip(self._order, self._host.tolist(), strict=True):
+            tokens[index] = token
+        return tokens
 
 
 class Decoder:
     """The model and its KV cache on one device, in greedy decoding.
 
     `weights` is a safetensors file, or a folder of them, with Hugging Face names; without it the weights are drawn
-    from `seed`. Block `b` holds the cache slots `b · block_size` and following.
+    from `seed`. Block `b` holds the cache slots `b · block_size` and following; behind the `kv_blocks` lies one more,
+    `padding_block`, to which no sequence belongs.
+
+    A step passes through `launch`, which on a GPU returns at once, and `Launched.tokens`, which waits. `sampled` keeps
+    the last step's tokens on the device. Once `DecodeGraphs` has captured its graphs, steps that only decode replay
+    them.
     """
 
     def __init__(
@@ -72,6 +122,8 @@ class Decoder:
         self.device = torch.device(device)
         self.dtype = dtype
         self.block_size = block_size
+        self.padding_block = kv_blocks
+        self.graphs: DecodeGraphs | None = None
         self.weights: DecoderWeights = (
             load_weights(weights, model, self.device, dtype)
             if weights is not None
@@ -79,63 +131,155 @@ class Decoder:
         )
         # Zeros, not empty memory: a padded position is read before it is masked, and NaN would survive the mask.
         self.caches = [
-            torch.zeros(kv_blocks * block_size, 2, model.kv_heads, model.head_dim, device=self.device, dtype=dtype)
+            torch.zeros(
+                (kv_blocks + 1) * block_size, 2, model.kv_heads, model.head_dim, device=self.device, dtype=dtype
+            )
             for _ in range(model.layers)
         ]
+        self.sampled = torch.zeros(_MAX_SEQUENCES, dtype=torch.int64, device=self.device)
+        self._sampled_at: list[int] = []  # where in `sampled` each row of the last batch has its token
         self.cos, self.sin = rotary_tables(model, self.device, dtype, model.max_context)
         kv_bytes = 2 * model.kv_heads * model.head_dim * dtype.itemsize
-        self._tile_tokens = max(block_size, _TILE_BYTES[self.device.type] // kv_bytes)
+        self._tile_tokens = max(block_size, _TILE_BYTES // kv_bytes)
 
-    @torch.inference_mode()
+    @property
+    def ahead(self) -> bool:
+        """Whether `launch` returns before the step has run."""
+        return self.device.type == "cuda"
+
     def step(self, batch: Sequence[SequenceInput]) -> list[int]:
         """Run one forward pass; return the greedy next token of each sequence. Keys and values are written in place."""
-        layout = self.layout(batch)
-        next_tokens = [0] * len(batch)
-        for index, token in zip(layout.order, self.forward(layout).tolist(), strict=True):
-            next_tokens[index] = token
-        return next_tokens
+        return self.launch(batch).tokens()
+
+    @torch.inference_mode()
+    def launch(self, batch: Sequence[SequenceInput]) -> Launched:
+        """Begin a step. Steps run in the order of their launches, so the next may be launched before this one ends.
+
+        Raises:
+            UserError: more sequences than a step takes.
+            ValueError: `previous` is no row of the batch launched before, or stands for more than one token.
+        """
+        if len(batch) > _MAX_SEQUENCES:
+            raise UserError(f"a step of {len(batch)} sequences; expected at most {_MAX_SEQUENCES}")
+        size, graph = None, False
+        if self.graphs is not None and (size := self.graphs.size_for(batch)) is not None:
+            order, graph = self.graphs.run(batch, size)
+        else:
+            layout = self.layout(batch)
+            self.sample(layout)
+            order = layout.order
+        self._sampled_at = [0] * len(order)
+        for place, index in enumerate(order):
+            self._sampled_at[index] = place
+        return Launched(self.sampled[: len(order)], order, graph=graph, padded_to=size)
 
     def layout(self, batch: Sequence[SequenceInput]) -> Layout:
         """Pack a batch and plan its attention."""
-        decodes = [index for index, sequence in enumerate(batch) if len(sequence.tokens) == 1]
-        decodes.sort(key=lambda index: -batch[index].start)
-        prefills = [index for index, sequence in enumerate(batch) if len(sequence.tokens) > 1]
-        order = decodes + prefills
+        order = self.order(batch)
+        packed = [batch[index] for index in order]
         tokens: list[int] = []
         positions: list[int] = []
         slots: list[int] = []
         last: list[int] = []
-        spans = []
         size = self.block_size
-        for index in order:
-            sequence = batch[index]
+        for sequence in packed:
             start, blocks = sequence.start, sequence.blocks
-            new = len(sequence.tokens)
-            if new > 1:
-                needed = blocks[: -(-(start + new) // size)]
-                spans.append(plan_prefill(len(tokens), new, start, needed, device=self.device, dtype=self.dtype))
+            end = start + len(sequence.tokens)
             tokens.extend(sequence.tokens)
-            positions.extend(range(start, start + new))
-            slots.extend([blocks[p // size] * size + p % size for p in range(start, start + new)])
+            positions.extend(range(start, end))
+            slots.extend([blocks[p // size] * size + p % size for p in range(start, end)])
             last.append(len(tokens) - 1)
+        plan = self.plan(
+            [len(sequence.tokens) for sequence in packed],
+            [sequence.start + len(sequence.tokens) for sequence in packed],
+            [sequence.blocks for sequence in packed],
+        )
+        lists = [tokens, positions, slots, last]
+        places = self.sources(packed)
+        if max(places, default=-1) >= 0:
+            lists.append([place for place, one in zip(places, packed, strict=True) for _ in one.tokens])
+        on_device = upload(self.device, *lists) if uses_triton(self.device) else [torch.tensor(one) for one in lists]
+        return Layout(
+            tokens=on_device[0],
+            positions=on_device[1],
+            slots=on_device[2],
+            last=on_device[3],
+            attention=plan,
+            order=order,
+            sources=on_device[4] if len(on_device) > 4 else None,
+        )
+
+    def order(self, batch: Sequence[SequenceInput]) -> list[int]:
+        """Which sequence of the batch stands where when it is packed."""
+        decodes = [index for index, sequence in enumerate(batch) if len(sequence.tokens) == 1]
+        if not uses_triton(self.device):
+            decodes.sort(key=lambda index: -batch[index].start)
+        return decodes + [index for index, sequence in enumerate(batch) if len(sequence.tokens) > 1]
+
+    def sources(self, packed: Sequence[SequenceInput]) -> list[int]:
+        """Where in `sampled` each sequence's token lies, or will when the step runs; -1 where its `tokens` say it."""
+        places = []
+        sampled_at, rows = self._sampled_at, len(self._sampled_at)
+        for sequence in packed:
+            previous = sequence.previous
+            if previous is None:
+                places.append(-1)
+            elif len(sequence.tokens) == 1 and 0 <= previous < rows:
+                places.append(sampled_at[previous])
+            else:
+                raise ValueError(
+                    f"previous = {previous} for {len(sequence.tokens)} tokens; expected, for one token, a row of the "
+                    f"batch launched before, which had {rows}"
+                )
+        return places
+
+    def plan(
+        self, new_tokens: Sequence[int], contexts: Sequence[int], blocks: Sequence[Sequence[int]]
+    ) -> AttentionPlan | PagedPlan:
+        """How packed sequences attend: `new_tokens` each, behind which it sees `contexts`, kept in `blocks`."""
+        size = self.block_size
+        if uses_triton(self.device):
+            model = self.model
+            return plan_paged(
+                new_tokens,
+                contexts,
+                blocks,
+                heads=model.heads,
+                kv_heads=model.kv_heads,
+                block_size=size,
+                device=self.device,
+            )
+        decodes = sum(1 for new in new_tokens if new == 1)
         tiles = plan_decodes(
-            [batch[index].start + 1 for index in decodes],
-            [batch[index].blocks for index in decodes],
+            contexts[:decodes],
+            blocks[:decodes],
             block_size=size,
             tile_tokens=self._tile_tokens,
             device=self.device,
             dtype=self.dtype,
         )
-        packed = torch.tensor([tokens, positions, slots]).to(self.device)
-        return Layout(
-            packed[0], packed[1], packed[2], torch.tensor(last).to(self.device), AttentionPlan(tiles, spans), order
-        )
+        spans = []
+        first = decodes
+        for new, context, of_sequence in zip(new_tokens[decodes:], contexts[decodes:], blocks[decodes:], strict=True):
+            needed = of_sequence[: -(-context // size)]
+            spans.append(plan_prefill(first, new, context - new, needed, device=self.device, dtype=self.dtype))
+            first += new
+        return AttentionPlan(tiles, spans)
+
+    def sample(self, layout: Layout) -> None:
+        """Run a forward pass and leave the next token of each packed sequence in `sampled`."""
+        tokens = self.forward(layout)
+        self.sampled[: len(tokens)] = tokens
 
     def forward(self, layout: Layout) -> torch.Tensor:
         """The next token of each packed sequence, [S], on the device."""
         model, weights, eps = self.model, self.weights, self.model.rms_eps
-        cos, sin = self.cos[layout.positions], self.sin[layout.positions]
-        residual = embedding(layout.tokens, weights.embedding)
+        cos, sin = self.cos.index_select(0, layout.positions), self.sin.index_select(0, layout.positions)
+        tokens = layout.tokens
+        if layout.sources is not None:
+            sampled = self.sampled.index_select(0, layout.sources.clamp(min=0))
+            tokens = torch.where(layout.sources < 0, tokens, sampled)
+        residual = embedding(tokens, weights.embedding)
         x = torch.zeros_like(residual)
         for layer, cache in zip(weights.layers, self.caches, strict=True):
             x = add_rmsnorm(x, residual, layer.input_norm, eps)
@@ -150,14 +294,13 @@ class Decoder:
             x = silu_mul(x)
             x = linear(x, layer.down_proj)
         x = add_rmsnorm(x, residual, weights.final_norm, eps)
-        return greedy(linear(x[layout.last], weights.lm_head))
+        if len(layout.last) < len(x):
+            x = x.index_select(0, layout.last)
+        return greedy(linear(x, weights.lm_head))
 
     def qk_norm(self, qkv: torch.Tensor, query_norm: torch.Tensor, key_norm: torch.Tensor) -> None:
         """Normalise each query and key head of [T, heads + 2·kv_heads, head_dim] in place (Qwen3)."""
-        heads, kv_heads = self.model.heads, self.model.kv_heads
-        qkv[:, :heads] = rmsnorm(qkv[:, :heads], query_norm, self.model.rms_eps)
-        keys = qkv[:, heads : heads + kv_heads]
-        qkv[:, heads : heads + kv_heads] = rmsnorm(keys, key_norm, self.model.rms_eps)
+        qk_norm(qkv, query_norm, key_norm, self.model.heads, self.model.kv_heads, self.model.rms_eps)
 
     def attention(self, qkv: torch.Tensor, cache: torch.Tensor, layout: Layout) -> torch.Tensor:
         """Write a layer's new keys and values, then attend: [T, heads + 2·kv_heads, head_dim] → [T, features]."""

@@ -1,1 +1,1 @@
-"""The kernels of a Llama-family decoder, one a file: device-agnostic torch, so CPU and CUDA run the same code."""
+"""A Llama-family decoder's kernels, one a file: torch's for a CPU, and in `gpu` those that a GPU runs in Triton."""

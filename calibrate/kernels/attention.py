@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from calibrate.kernels.gpu.paged_plan import PagedPlan
+
 
 @dataclass(frozen=True)
 class DecodeTile:
@@ -85,11 +87,17 @@ def plan_prefill(
     return PrefillSpan(first, first + tokens, start + tokens, torch.tensor(blocks).to(device), bias)
 
 
-def paged_attention(query: torch.Tensor, cache: torch.Tensor, block_size: int, plan: AttentionPlan) -> torch.Tensor:
+def paged_attention(
+    query: torch.Tensor, cache: torch.Tensor, block_size: int, plan: AttentionPlan | PagedPlan
+) -> torch.Tensor:
     """Softmax attention, scale 1/sqrt(head_dim), over the cache into which the new tokens were already written.
 
     Shapes: query [T, heads, head_dim], cache of one layer [slots, 2, kv_heads, head_dim] → [T, heads·head_dim].
     """
+    if isinstance(plan, PagedPlan):
+        from calibrate.kernels.gpu import attention as gpu
+
+        return gpu.paged_attention(query, cache, block_size, plan)
     tokens, heads, head_dim = query.shape
     kv_heads = cache.shape[2]
     group = heads // kv_heads

@@ -2,6 +2,8 @@
 
 import torch
 
+from calibrate.kernels.backend import uses_triton
+
 
 def rmsnorm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Normalise the last dimension: x / sqrt(mean(x²) + eps) · weight."""
@@ -10,4 +12,8 @@ def rmsnorm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 def add_rmsnorm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """Add `x` to `residual` in place, and return the sum normalised."""
+    if uses_triton(residual.device):
+        from calibrate.kernels.gpu import add_rmsnorm as gpu
+
+        return gpu.add_rmsnorm(x, residual, weight, eps)
     return rmsnorm(residual.add_(x), weight, eps)

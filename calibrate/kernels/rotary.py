@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from calibrate.kernels.backend import uses_triton
+
 if TYPE_CHECKING:
     from calibrate.model import ModelShape
 
@@ -35,6 +37,11 @@ def rotary_tables(
 
 def rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     """Rotate [T, heads, head_dim] in place by the table rows of each token, [T, 1, head_dim]."""
+    if uses_triton(x.device):
+        from calibrate.kernels.gpu import rotary as gpu
+
+        gpu.rotary(x, cos, sin)
+        return
     first, second = x.chunk(2, dim=-1)
     swapped = torch.cat((second, first), dim=-1)
     x.mul_(cos).addcmul_(swapped, sin)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from calibrate.decoder import Decoder, SequenceInput
+from calibrate.decoder import Decoder, Launched, SequenceInput
 from calibrate.model import ModelShape, RopeScaling, load_model
 from ground.errors import UserError
 
@@ -90,6 +90,61 @@ def test_any_cut_into_steps_gives_the_reference_tokens(model: ModelShape, seed: 
             if cached[i] == len(known[i]):
                 assert_likeliest(decoder, known[i], token)
                 known[i].append(token)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.booleans())
+def test_tokens_the_host_has_not_seen_are_taken_on_the_device(seed: int, sequences: int, patient: bool) -> None:
+    """Sequences come and go and change their rows; the host is told no token before the end, or each of them late."""
+    rng = random.Random(seed)
+    decoder, told = (Decoder(LLAMA, kv_blocks=6 * 16, block_size=BLOCK, seed=seed % 7) for _ in range(2))
+    blocks = [list(range(16 * i, 16 * i + 16)) for i in range(sequences)]
+    prompts = [[rng.randrange(97) for _ in range(rng.randint(1, 30))] for _ in range(sequences)]
+    known = [list(prompt) for prompt in prompts]
+    cached = [0] * sequences
+    launched: list[tuple[list[int], Launched]] = []
+    rows: dict[int, int] = {}  # where each sequence stood in the batch before
+    for _ in range(12):
+        now = [i for i in range(sequences) if i in rows or (cached[i] == 0 and rng.random() < 0.5)]
+        rng.shuffle(now)
+        now = now[: rng.randint(1, sequences)]
+        if not now:
+            continue
+        batch = []
+        for i in now:
+            tokens, row = (prompts[i], None) if cached[i] == 0 else ([0], rows[i])
+            batch.append(SequenceInput(tokens, cached[i], blocks[i], previous=row))
+            cached[i] += len(tokens)
+        step = decoder.launch(batch)
+        assert not step.graph and step.padded_to is None
+        launched.append((now, step))
+        if patient:
+            step.tokens()
+        rows = {i: row for row, i in enumerate(now)}
+    for now, step in launched:
+        tokens = step.tokens()
+        whole = [SequenceInput(known[i], 0, blocks[i]) for i in now]
+        assert told.step(whole) == tokens
+        for i, token in zip(now, tokens, strict=True):
+            assert_likeliest(decoder, known[i], token)
+            known[i].append(token)
+
+
+def test_a_previous_row_that_is_none_is_refused() -> None:
+    decoder = Decoder(LLAMA, kv_blocks=8, block_size=BLOCK)
+    with pytest.raises(ValueError, match="previous = 0 for 1 tokens; expected"):
+        decoder.launch([SequenceInput([0], 3, [1], previous=0)])
+    decoder.step([SequenceInput([1, 2, 3], 0, [1])])
+    for tokens, previous in (([0], 1), ([0], -1), ([0, 0], 0)):
+        with pytest.raises(ValueError, match=f"previous = {previous} "):
+            decoder.launch([SequenceInput(tokens, 3, [1, 2], previous=previous)])
+    assert decoder.launch([SequenceInput([0], 3, [1], previous=0)]).tokens()
+
+
+def test_a_step_of_too_many_sequences_is_refused() -> None:
+    decoder = Decoder(LLAMA, kv_blocks=1, block_size=BLOCK)
+    with pytest.raises(UserError, match="a step of 16385 sequences; expected at most 16384"):
+        decoder.step([SequenceInput([1], 0, [0])] * 16385)
 
 
 def test_sequences_share_the_blocks_of_their_prefix() -> None:
