@@ -5,15 +5,17 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 
 from calibrate.attention_law import AttentionLaw, rows_over
+from calibrate.batch import Batch
 from calibrate.collective_law import Collectives
+from calibrate.copy_law import CopyLaw
 from calibrate.curve import Curve, Surface, add
 from calibrate.decode_law import DecodeLaw
+from calibrate.exchange import Exchange
 from calibrate.experts import ExpertsLaw
 from calibrate.links import collectives_of
 from calibrate.model import ModelShape
@@ -23,27 +25,6 @@ from calibrate.skew import Skew, Spread
 from calibrate.skew_models import skew_of
 from ground.assumption import Assumption
 from ground.errors import UserError
-
-
-class Batch(NamedTuple):
-    """What one engine computes in a step. `kv_tokens`: cached tokens that its decoding sequences read, summed."""
-
-    prefills: Sequence[tuple[int, int]]  # (new tokens, tokens already cached)
-    decodes: int
-    kv_tokens: int
-    spread: Spread | None = None  # None: the decoding sequences are equally long
-
-    def one_token_each(self) -> Batch:
-        """The same step; if no prefill computes more than one token, one kernel for all of it sees only decodes."""
-        if not self.prefills or any(new != 1 for new, _ in self.prefills):
-            return self
-        cached = [tokens for _, tokens in self.prefills]
-        decodes, kv_tokens = self.decodes + len(cached), self.kv_tokens + sum(cached)
-        spread = self.spread
-        if spread is not None or not self.decodes:
-            squares, longest = spread or Spread(0, 0)
-            spread = Spread(squares + sum(tokens * tokens for tokens in cached), max(longest, *cached))
-        return Batch((), decodes, kv_tokens, spread)
 
 
 class StepLatency:
@@ -58,8 +39,10 @@ class StepLatency:
 
     Args:
         graph_sizes: batch sizes of captured CUDA graphs, rising; empty: none.
+        graphs_decode_only: whether a step with a prefill runs without one, unpadded.
         host_overhead: seconds of a step's host work, where the profile did not measure it.
         skew: whether decoding sequences of unequal length take longer than at their mean, where the profile knows.
+        copies: what copying KV blocks takes, where an engine does so.
 
     Raises:
         UserError: the profile is of another model or tensor parallelism, lacks a kernel class or layer, or nobody
@@ -75,9 +58,11 @@ class StepLatency:
         parallelism: Parallelism | None = None,
         collectives: Collectives | None = None,
         graph_sizes: Sequence[int] = (),
+        graphs_decode_only: bool = False,
         host_overlaps: bool = False,
         host_overhead: float | None = None,
         skew: bool = True,
+        copies: CopyLaw | None = None,
     ) -> None:
         self.parallelism = parallelism or Parallelism(tp)
         tp = self.parallelism.tensor
@@ -92,10 +77,14 @@ class StepLatency:
         self._attention = AttentionLaw(profile, model.layers, self.skew)
         self.prefill, self.decode = self._attention.prefill, self._attention.decode
         self._experts = self._experts_law(profile) if model.experts else None
-        self._collectives = self._links(profile, collectives)
+        self._exchange = self._exchange_of(profile, collectives)
         self.overhead = self._overhead_rows(profile, host_overhead)
+        self._copies = copies
+        if copies is not None:
+            self.assumptions.append(copies.assumption)
         self._host_overlaps = host_overlaps
         self._graph_sizes = list(graph_sizes)
+        self._prefill_graph_sizes = [] if graphs_decode_only else self._graph_sizes
         self._laws: dict[int, DecodeLaw] = {}
         # Token-wise kernels by (padded) tokens, and those by sequences: seconds, and whether outside the grid.
         self._by_tokens: dict[int, tuple[float, bool]] = {}
@@ -119,7 +108,7 @@ class StepLatency:
             tokens = decodes
             for new, _ in prefills:
                 tokens += new
-            sequences, padded = decodes + len(prefills), self._padded(tokens)
+            sequences, padded = decodes + len(prefills), _next_size(self._prefill_graph_sizes, tokens)
             kernels = self._tokenwise(padded, sequences) + self._attention_of(prefills, decodes, kv_tokens, spread)
             if self._experts is not None:
                 kernels += self._shared(padded)
@@ -149,6 +138,15 @@ class StepLatency:
         seconds = self._decode_attention(law, kv_tokens, steps, spread)
         seconds += law.fixed
         return np.maximum(seconds, law.least, out=seconds)
+
+    def swap(self, out: int, into: int) -> float:
+        """Seconds to copy so many KV blocks out of the device and into it."""
+        if self._copies is None:
+            raise ValueError("a step swaps blocks, and no law of copies was given")
+        seconds, inside = self._copies(out, into)
+        if not inside:
+            self.extrapolated["copy"] += 1
+        return seconds
 
     def group_step(self, batches: Sequence[Batch]) -> float:
         """Seconds of one step of all engines that share experts, in lock-step: the slowest sets the pace.
@@ -197,11 +195,11 @@ class StepLatency:
         by_tokens = self._by_tokens.get(padded)
         if by_tokens is None:
             outside = not self.dense.covers(padded)
-            by_tokens = self._by_tokens[padded] = (self.dense(padded) + self._exchange(padded), outside)
+            by_tokens = self._by_tokens[padded] = (self.dense(padded) + self._exchange.hidden_states(padded), outside)
         by_sequences = self._by_sequences.get(sequences)
         if by_sequences is None:
             outside = not self.per_sequence.covers(sequences)
-            seconds = self.per_sequence(sequences) + self._exchange_logits(sequences)
+            seconds = self.per_sequence(sequences) + self._exchange.logits(sequences)
             by_sequences = self._by_sequences[sequences] = (seconds, outside)
         if by_tokens[1]:
             self.extrapolated["dense"] += 1
@@ -240,7 +238,7 @@ class StepLatency:
             return 0.0
         if not self._experts.covers(tokens):
             self.extrapolated["moe"] += 1
-        return self._experts(tokens) + self._expert_exchange(tokens)
+        return self._experts(tokens) + self._exchange.experts(tokens)
 
     def _with_host(self, batches: Sequence[Batch], kernels: np.ndarray) -> np.ndarray:
         host = max(
@@ -278,48 +276,14 @@ class StepLatency:
         return law
 
     def _padded(self, tokens: int) -> int:
-        """Tokens that a step computes: those of the next captured graph, if one is large enough."""
-        sizes = self._graph_sizes
-        index = bisect_left(sizes, tokens)
-        return sizes[index] if index < len(sizes) else tokens
+        """Tokens that a step computes which only decodes."""
+        return _next_size(self._graph_sizes, tokens)
 
     def _padded_together(self, batches: Sequence[Batch]) -> list[int]:
         """The same for engines in lock-step, which replay graphs of one size (vLLM pads to the largest)."""
         tokens = [max(1, batch.decodes + sum(new for new, _ in batch.prefills)) for batch in batches]
         most = self._padded(max(tokens))
         return [most] * len(tokens) if self._graph_sizes and most <= self._graph_sizes[-1] else tokens
-
-    # What ranks exchange.
-
-    def _exchange(self, tokens: int) -> float:
-        """Between tensor-parallel ranks: hidden states after the embedding, each attention and each MLP."""
-        ranks = self.parallelism.tensor
-        if ranks == 1 or self._collectives is None:
-            return 0.0
-        model = self.model
-        reductions = 1 + model.layers * (1 if self._experts is not None and self.parallelism.data > 1 else 2)
-        hidden = tokens * model.hidden * model.dtype_bytes
-        return reductions * self._collectives.seconds(self._all_reduce, ranks, hidden)
-
-    def _exchange_logits(self, sequences: int) -> float:
-        ranks = self.parallelism.tensor
-        if ranks == 1 or self._collectives is None:
-            return 0.0
-        logits = sequences * (self.model.vocab // ranks) * self.model.dtype_bytes
-        return self._collectives.seconds("all_gather", ranks, logits)
-
-    def _expert_exchange(self, tokens: int) -> float:
-        """Between engines that share experts: hidden states and router logits gathered before, results scattered after
-        (vLLM's default `allgather_reducescatter`)."""
-        engines = self.parallelism.data
-        if engines == 1 or self._collectives is None:
-            return 0.0
-        model, each = self.model, tokens / engines * self.model.dtype_bytes
-        return model.layers * (
-            self._collectives.seconds("all_gather", engines, each * model.hidden)
-            + self._collectives.seconds("all_gather", engines, each * model.experts)
-            + self._collectives.seconds("reduce_scatter", engines, engines * each * model.hidden)
-        )
 
     # Compiling.
 
@@ -359,22 +323,13 @@ class StepLatency:
             profile.table("moe"), self.model, self.model.layers, ranks if self.parallelism.expert else 1, slices
         )
 
-    def _links(self, profile: Profile, given: Collectives | None) -> Collectives | None:
-        tensor, data = self.parallelism.tensor, self.parallelism.data
-        if tensor == 1 and (data == 1 or self._experts is None):
-            return None
-        collectives = given or collectives_of(profile)
-        if collectives is None:
-            note = f"nobody measured collectives on {profile.device}: they are taken to cost nothing"
-            self.assumptions.append(Assumption("engine.collectives", 0.0, "s", "assumed", note))
-            return None
-        wanted = ["all_reduce", "all_reduce_nccl"]
-        if not self.parallelism.custom_all_reduce:
-            wanted.reverse()
-        self._all_reduce = next((name for name in wanted if collectives.has(name, tensor)), wanted[0])
-        note = f"{self._all_reduce} and its like, {collectives.source}"
-        self.assumptions.append(Assumption("engine.collectives", self._all_reduce, "", "imported", note))
-        return collectives
+    def _exchange_of(self, profile: Profile, given: Collectives | None) -> Exchange:
+        parallelism = self.parallelism
+        if parallelism.tensor == 1 and (parallelism.data == 1 or self._experts is None):
+            return Exchange(self.model, parallelism, None)
+        exchange = Exchange(self.model, parallelism, given or collectives_of(profile))
+        self.assumptions.append(exchange.assumption(profile.device))
+        return exchange
 
     def _overhead_rows(self, profile: Profile, given: float | None) -> Surface:
         """Rows by sequences, over the tokens beyond one a sequence."""
@@ -387,6 +342,12 @@ class StepLatency:
         note = f"profile {profile.name} does not hold it; a step takes its kernels' time and no more"
         self.assumptions.append(Assumption("engine.host_overhead", 0.0, "s", "assumed", note))
         return Surface({1: Curve([0], [0.0])})
+
+
+def _next_size(graph_sizes: Sequence[int], tokens: int) -> int:
+    """The size of the next captured graph, if one is large enough."""
+    index = bisect_left(graph_sizes, tokens)
+    return graph_sizes[index] if index < len(graph_sizes) else tokens
 
 
 def _contexts(decodes: int, kv_tokens: int, steps: int) -> np.ndarray:

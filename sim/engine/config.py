@@ -30,6 +30,12 @@ class EngineLimits(Spec):
         gt=0,
         description="engines that share a mixture of experts and step together, each with a pool of its own",
     )
+    swap_blocks: int = Field(
+        default=0,
+        ge=0,
+        description="KV blocks of host memory, to which preempted requests are copied while any are free; "
+        "without one they are recomputed",
+    )
     reserved_blocks: int = Field(default=0, ge=0, description="blocks of the pool that are never given out")
 
     @model_validator(mode="after")

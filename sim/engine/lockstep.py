@@ -7,10 +7,11 @@ scheduler.
 
 from collections.abc import Sequence
 
-from calibrate.latency import Batch
+from calibrate.batch import Batch
 from sim.engine.config import EngineConfig
+from sim.engine.plan import Chunk, Plan
 from sim.engine.request import Request
-from sim.engine.scheduler import Chunk, Plan, Scheduler
+from sim.engine.scheduler import Scheduler
 
 
 class GroupPlan:
@@ -23,6 +24,7 @@ class GroupPlan:
         self.decodes = sum(plan.decodes for plan in given)
         self.kv_tokens = sum(plan.kv_tokens for plan in given)
         self.preempted = sum(plan.preempted for plan in given)
+        self.swapped_out = [copy for plan in given for copy in plan.swapped_out]
         self.starved = [request for plan in given for request in plan.starved]
 
     @property

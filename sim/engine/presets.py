@@ -6,6 +6,14 @@ synchronous: a step is scheduled when the one before has ended. `vllm-0.19` sche
 (`v1/core/sched/scheduler.py`, `scheduler_reserve_full_isl`). Both never give out one block, the null block of
 `v1/core/block_pool.py`. `reference` is our own engine in `validate/engine`, which runs the same scheduler with the same
 defaults, synchronously and without CUDA graphs.
+
+`transformers-5.24` is Hugging Face transformers' continuous batching where torch's SDPA attends: then it neither
+captures graphs nor schedules ahead (`generation/continuous_batching/initialization.py`, `decide_use_cuda_graphs` and
+`decide_use_async_batching`). Its blocks are the pages of `generation/configuration_utils.py`,
+`ContinuousBatchingConfig`, shared by content as `allow_block_sharing` says there; the token budget is
+`_default_max_batch_tokens` of `cache.py`, the most requests a batch `FALLBACK_DEFAULTS` of `initialization.py`, and
+first come, first served, in chunks, is `FIFOScheduler` of `scheduler.py`. Where it goes other ways than the scheduler
+here, `docs/validation-other-engines.md` says.
 """
 
 from collections.abc import Callable
@@ -29,7 +37,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scheduler_reserve_full_isl": True,
     },
     "reference": _VLLM_V1,
+    "transformers-5.24": {
+        "block_size": 256,
+        "max_num_batched_tokens": 8192,
+        "max_num_seqs": 1024,
+        "enable_chunked_prefill": True,
+        "enable_prefix_caching": True,
+        "scheduling_policy": "fcfs",
+    },
 }
+
+# vLLM pads steps with a prefill too (it captures all but their attention); these replay a graph only where all decode.
+GRAPHS_DECODE_ONLY = frozenset({"reference"})
 
 
 def _steps_of_eight(most: int) -> list[int]:

@@ -6,14 +6,15 @@ from typing import Any, Protocol
 import numpy as np
 import simpy
 
+from calibrate.batch import Batch
 from calibrate.decode_law import DecodeLaw, DecodeRun, SummedRun
-from calibrate.latency import Batch
 from calibrate.skew import Spread
 from sim.engine.clock import FIRST_STEP_PRIORITY, Clock
 from sim.engine.config import EngineConfig
 from sim.engine.lockstep import GroupPlan, LockStepScheduler
+from sim.engine.plan import Plan
 from sim.engine.request import Request
-from sim.engine.scheduler import Plan, Scheduler
+from sim.engine.scheduler import Scheduler
 from sim.results.recorder import StepRecorder
 
 
@@ -34,6 +35,9 @@ class StepTimes(Protocol):
 
     def decode_run(self, decodes: int, kv_tokens: int, steps: int, spread: Spread | None = None) -> np.ndarray:
         """Seconds of each of `steps` decode steps in a row, bit for bit what `step` gives; a new array, (steps,)."""
+
+    def swap(self, out: int, into: int) -> float:
+        """Seconds to copy KV blocks out of the device and into it; asked only where there are any."""
 
     def group_step(self, batches: Sequence[Batch]) -> float:
         """Seconds of one step of engines that step together; asked only where there are several."""
@@ -142,7 +146,7 @@ class Engine:
     def _begin(self, plan: Plan | GroupPlan, start: float, steps: int) -> float:
         """Start a step, or a leap of so many; returns when it ends."""
         self._leapt = steps
-        if plan.chunks or not plan.decodes:  # without either it only preempts
+        if plan.chunks or plan.swapped_out or not plan.decodes:  # without any work it only preempts
             self._decoding = None
             return start + self._step(plan)
         decoding = self._decoding
@@ -152,9 +156,17 @@ class Engine:
 
     def _step(self, plan: Plan | GroupPlan) -> float:
         if isinstance(plan, GroupPlan):
-            return self._step_times.group_step(plan.batches) if plan.chunks or plan.decodes else 0.0
+            seconds = self._step_times.group_step(plan.batches) if plan.chunks or plan.decodes else 0.0
+            return seconds + max(self._copies(own) for own in plan.plans if own is not None)
         prefills = [(chunk.tokens, chunk.start) for chunk in plan.chunks]
-        return self._step_times.step(prefills, plan.decodes, plan.kv_tokens, plan.spread)
+        return self._step_times.step(prefills, plan.decodes, plan.kv_tokens, plan.spread) + self._copies(plan)
+
+    def _copies(self, plan: Plan) -> float:
+        """Seconds before the step proper: what it overwrites goes out first, what it reads comes back first."""
+        if not plan.swapped_out and not plan.swapped_in:
+            return 0.0
+        out, into = (sum(len(copy.host) for copy in copies) for copies in (plan.swapped_out, plan.swapped_in))
+        return self._step_times.swap(out, into)
 
     def _decode_run(self, plan: Plan | GroupPlan, start: float, steps: int) -> DecodeRun | SummedRun:
         if isinstance(plan, GroupPlan):

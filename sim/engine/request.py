@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from sim.engine.block_pool import Holding
+from sim.engine.swap_space import Swapped
 
 
 class Request:
@@ -31,6 +32,7 @@ class Request:
         "priority",
         "prompt_tokens",
         "request_id",
+        "swapped",
         "target",
     )
 
@@ -53,6 +55,7 @@ class Request:
         self.priority = priority  # larger = more urgent
 
         self.holding: Holding  # its blocks, once it was added to a scheduler
+        self.swapped: Swapped | None = None  # while it waits
         self.admission = 0  # place in the order of admission
         self.target = prompt_tokens  # tokens to compute before the next one is generated
         self.computed = 0  # of those, while it prefills

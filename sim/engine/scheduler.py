@@ -18,46 +18,17 @@ blocks do not suffice for all are the running requests visited in order.
 from collections.abc import Sequence
 from heapq import heappop, heappush
 from operator import attrgetter
-from typing import NamedTuple
 
 from calibrate.skew import Spread
 from ground.errors import UserError
 from sim.engine.block_pool import BlockPool, Holding
 from sim.engine.config import EngineConfig
+from sim.engine.plan import Chunk, Plan
 from sim.engine.request import Request
 from sim.engine.scheduling_policy import SCHEDULING_POLICIES
+from sim.engine.swap_space import BlockCopy, Swapped, SwapSpace
 
 _admission = attrgetter("admission")
-
-
-class Chunk(NamedTuple):
-    """Prompt tokens [start, start + tokens) of a request; after a preemption the prompt goes on over its output."""
-
-    request: Request
-    start: int
-    tokens: int
-
-    @property
-    def last(self) -> bool:
-        """Whether it completes the prompt, so that a token is generated."""
-        return self.start + self.tokens == self.request.target
-
-
-class Plan:
-    """One step: prefill chunks, and one token of each of `decodes` sequences."""
-
-    __slots__ = ("budget", "chunks", "decodes", "ending", "first_tokens", "kv_tokens", "preempted", "spread", "starved")
-
-    def __init__(self, budget: int) -> None:
-        self.budget = budget  # tokens still unused
-        self.chunks: list[Chunk] = []
-        self.decodes = 0
-        self.kv_tokens = 0  # cached tokens that the decoding sequences read, summed
-        self.spread: Spread | None = None  # of them
-        self.preempted = 0
-        self.starved: list[Request] = []  # decoding, but left out of this step for want of budget
-        self.first_tokens: list[Request] = []  # known once it has advanced
-        self.ending: list[Request] = []
 
 
 class Scheduler:
@@ -69,6 +40,7 @@ class Scheduler:
         self._keeps_spread = spread
         self._size = config.block_size
         self.pool = BlockPool(config.kv_blocks - config.reserved_blocks, config.block_size)
+        self.swap = SwapSpace(config.swap_blocks)
         make_queue, self._choose_victim = SCHEDULING_POLICIES[config.scheduling_policy]
         self._waiting = make_queue()
         self._running: dict[Request, None] = {}  # in order of admission
@@ -285,7 +257,7 @@ class Scheduler:
             while missing > self.pool.free and request in self._running:
                 victim = self._choose_victim(self._running)
                 plan.budget += granted.get(victim, 0)
-                self._preempt(victim, granted.pop(victim, 0))
+                self._preempt(victim, granted.pop(victim, 0), plan)
                 plan.preempted += 1
             if request not in self._running:
                 blocked = True  # it gave up its own blocks; vLLM ends the round here
@@ -312,7 +284,7 @@ class Scheduler:
             plan.spread = Spread(sum(context * context for context in contexts), max(contexts))
         return plan
 
-    def _preempt(self, request: Request, granted: int) -> None:
+    def _preempt(self, request: Request, granted: int, plan: Plan) -> None:
         """Free the blocks of a request; all its tokens so far become its prompt. `granted`: tokens of this step."""
         request.preemptions += 1
         del self._running[request]
@@ -326,11 +298,20 @@ class Scheduler:
             computed = self.context(request)
             request.generated = request.output_tokens - (request.finish_step - self._step + 1)
             self._stop_decoding(request, self._step, granted)
+        self._swap_out(request, computed, plan)
         resumable = computed if self.config.enable_prefix_caching else 0
         self.pool.release(request.holding, resumable_tokens=resumable)
         request.target = request.prompt_tokens + request.generated
         request.computed = 0
         self._waiting.put_back(request)
+
+    def _swap_out(self, request: Request, computed: int, plan: Plan) -> None:
+        """Copy the first `computed` tokens of a request to host memory, if they find place."""
+        blocks = -(-computed // self._size)
+        if 0 < blocks <= self.swap.free:
+            request.swapped = Swapped(computed, self.swap.take(blocks))
+            device = request.holding.block_table()[:blocks]
+            plan.swapped_out = [*plan.swapped_out, BlockCopy(device, request.swapped.host)]
 
     # Waiting requests.
 
@@ -339,12 +320,15 @@ class Scheduler:
         while self._waiting and plan.budget and len(self._running) < config.max_num_seqs:
             request = self._waiting.head()
             hit = self.pool.find(request.holding, request.target)
-            wanted = min(request.target - hit.tokens, self._chunk_limit)
+            start = hit.tokens
+            if request.swapped is not None:
+                start = max(start, request.swapped.tokens)
+            wanted = min(request.target - start, self._chunk_limit)
             if wanted > plan.budget and not config.enable_chunked_prefill:
                 break
             tokens = min(wanted, plan.budget)
-            needed = request.target if config.scheduler_reserve_full_isl else hit.tokens + tokens
-            if not self.pool.admit(request.holding, hit, hit.tokens + tokens, needed):
+            needed = request.target if config.scheduler_reserve_full_isl else start + tokens
+            if not self.pool.admit(request.holding, hit, start + tokens, needed):
                 break
             self._waiting.pop()
             self._admissions += 1
@@ -354,8 +338,19 @@ class Scheduler:
             if request.first_scheduled is None:
                 request.first_scheduled = now
                 request.cached_tokens = hit.tokens
+            if request.swapped is not None:
+                self._swap_in(request, request.swapped, hit.tokens, plan)
             plan.budget -= tokens
-            plan.chunks.append(Chunk(request, hit.tokens, tokens))
+            plan.chunks.append(Chunk(request, start, tokens))
+
+    def _swap_in(self, request: Request, swapped: Swapped, cached: int, plan: Plan) -> None:
+        """Copy back what host memory has of a request beyond `cached` tokens, which were found on the device."""
+        if swapped.tokens > cached:
+            first = cached // self._size
+            device = request.holding.block_table()[first : len(swapped.host)]
+            plan.swapped_in = [*plan.swapped_in, BlockCopy(device, swapped.host[first:])]
+        self.swap.give(swapped.host)
+        request.swapped = None
 
     def _block_keys(self, ids: Sequence[int], id_tokens: int) -> tuple[Sequence[int], int]:
         """One key for each run of whole blocks, and the blocks in it, from chain ids of `id_tokens` tokens."""

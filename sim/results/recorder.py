@@ -77,7 +77,7 @@ _RECORD = np.dtype([(name, _CODES[dtype]) for name, dtype in STEPS.items()])
 
 
 class StepPlan(Protocol):
-    """What the steps table takes of a plan (`sim.engine.scheduler.Plan`)."""
+    """What the steps table takes of a plan (`sim.engine.plan.Plan`)."""
 
     chunks: list[Any]  # each with its `tokens`
     decodes: int

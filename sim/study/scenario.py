@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from ground.errors import UserError
 from ground.spec import Spec, check_spec, read_yaml
 from sim.engine.config import EngineLimits
-from sim.engine.presets import PRESETS, capture_sizes
+from sim.engine.presets import GRAPHS_DECODE_ONLY, PRESETS, capture_sizes
 from sim.fleet.routers import ROUTERS
 from sim.results.slo import Slo
 from traces.source import TraceSource
@@ -29,6 +29,9 @@ class EngineSettings(EngineLimits):
     disable_custom_all_reduce: bool = Field(default=False, description="use NCCL's all-reduce at every size")
     cudagraph_capture_sizes: tuple[int, ...] | None = Field(
         default=None, description="batch sizes with a CUDA graph, to which steps are padded; the preset's if not given"
+    )
+    host_bandwidth: float | None = Field(
+        default=None, gt=0, description="bytes/s between device and host, where the profile did not measure copies"
     )
     host_overhead: float | None = Field(
         default=None, ge=0, description="seconds of a step's host work, where the profile did not measure it"
@@ -47,6 +50,11 @@ class EngineSettings(EngineLimits):
         if self.cudagraph_capture_sizes is not None:
             return self.cudagraph_capture_sizes
         return capture_sizes(self.preset, self.max_num_seqs, self.max_num_batched_tokens)
+
+    @property
+    def graphs_decode_only(self) -> bool:
+        """Whether a step with a prefill runs without a graph."""
+        return self.preset in GRAPHS_DECODE_ONLY
 
     @property
     def limits(self) -> dict[str, Any]:

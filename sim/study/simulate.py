@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from calibrate.copy_law import CopyLaw
 from calibrate.latency import StepLatency
 from calibrate.memory import kv_block_count
 from calibrate.model import ModelShape, load_model
@@ -52,14 +53,20 @@ def deploy_profile(settings: EngineSettings, model: ModelShape, profile: Profile
         settings.expert_parallel,
         not settings.disable_custom_all_reduce,
     )
+    copies = None
+    if settings.swap_blocks:
+        block_bytes = settings.block_size * model.kv_bytes_per_token(settings.tensor_parallel)
+        copies = CopyLaw(profile, block_bytes, settings.host_bandwidth)
     step_times = StepLatency(
         profile,
         model,
         parallelism=parallelism,
         graph_sizes=settings.graph_sizes,
+        graphs_decode_only=settings.graphs_decode_only,
         host_overlaps=settings.async_scheduling,
         host_overhead=settings.host_overhead,
         skew=settings.model_skew,
+        copies=copies,
     )
     assumptions = list(step_times.assumptions)
     blocks = settings.kv_blocks

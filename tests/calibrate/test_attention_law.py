@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from known_profile import CHUNKS, CONTEXTS, DECODES, MODEL, PREFIXES, attention, decode, make_profile, prefill
 
 from calibrate.attention_law import AttentionLaw
-from calibrate.latency import Batch, StepLatency
+from calibrate.batch import Batch
+from calibrate.latency import StepLatency
 from calibrate.skew import Prefill, Skew, Spread
 
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from known_profile import EXPERTS, MODEL, calls, dense, experts_seconds, host, make_profile, own_kernels
 
+from calibrate.batch import Batch
 from calibrate.collective_law import Collectives
-from calibrate.latency import Batch, StepLatency
+from calibrate.latency import StepLatency
 from calibrate.parallelism import Parallelism
 from calibrate.profile import Profile
 from calibrate.skew import Spread
@@ -108,6 +109,13 @@ def test_between_captured_sizes_only_sequences_and_contexts_tell_steps_apart(dec
     wasted = next_size(decodes) - decodes
     assert added == pytest.approx(calls(MODEL, "dense") * (dense(wasted) - dense(0)), rel=1e-6, abs=1e-12)
     assert (added == 0.0) == (decodes in SIZES or decodes > SIZES[-1]), "eager above the largest"
+
+
+def test_a_prefill_may_run_without_a_graph() -> None:
+    decode_only = StepLatency(make_profile(), MODEL, graph_sizes=SIZES, graphs_decode_only=True)
+    eager = StepLatency(make_profile(), MODEL)
+    assert decode_only.step([(3, 0)], 2, 200) == eager.step([(3, 0)], 2, 200) < graphs().step([(3, 0)], 2, 200)
+    assert decode_only.step((), 5, 500) == graphs().step((), 5, 500) > eager.step((), 5, 500)
 
 
 # The host

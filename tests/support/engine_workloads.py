@@ -40,6 +40,9 @@ class LinearStepTimes:
         kv = kv_tokens + decodes * np.arange(steps)
         return self.base + self.per_token * decodes + self.per_kv * kv
 
+    def swap(self, out: int, into: int) -> float:
+        return 0.000_3 * out + 0.000_2 * into
+
 
 @st.composite
 def configs(draw: st.DrawFn, block_size: int | None = None) -> EngineConfig:
@@ -55,6 +58,7 @@ def configs(draw: st.DrawFn, block_size: int | None = None) -> EngineConfig:
         async_scheduling=draw(st.booleans()),
         scheduler_reserve_full_isl=draw(st.booleans()),
         scheduling_policy=draw(st.sampled_from(["fcfs", "priority"])),
+        swap_blocks=draw(st.sampled_from([0, 0, 3, 1000])),
     )
 
 

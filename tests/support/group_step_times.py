@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from engine_workloads import LinearStepTimes
 
-from calibrate.latency import Batch
+from calibrate.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 import polars as pl
 
 from calibrate.attention_law import prefill_work
+from calibrate.batch import Batch
 from calibrate.experts import activated_experts
-from calibrate.latency import Batch
 from calibrate.model import ModelShape, load_model
 from calibrate.profile import Profile, Provenance
 

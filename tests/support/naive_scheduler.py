@@ -32,6 +32,7 @@ class NaiveRequest:
     finish: float | None = None
     cached: int = 0
     preemptions: int = 0
+    swapped: int = 0  # tokens in host memory
 
     @property
     def ended(self) -> bool:
@@ -58,6 +59,7 @@ class NaiveScheduler:
         self.cached: dict[tuple | None, Block] = {}
         self.waiting: list[NaiveRequest] = []
         self.running: list[NaiveRequest] = []
+        self.host = config.swap_blocks  # free blocks of host memory
 
     def add(self, request: NaiveRequest) -> None:
         self.waiting.append(request)
@@ -86,6 +88,10 @@ class NaiveScheduler:
                 budget += granted.pop(victim, 0)
                 self.running.remove(victim)
                 self._free(victim)
+                out = -(-victim.computed // size)
+                if 0 < out <= self.host and not victim.ended:
+                    self.host -= out
+                    victim.swapped = victim.computed
                 victim.computed = 0
                 victim.preemptions += 1
                 if not victim.ended:
@@ -102,7 +108,7 @@ class NaiveScheduler:
             self._order_waiting()
             request = self.waiting[0]
             hit = self._find(request) if self.config.enable_prefix_caching else []
-            start = len(hit) * size
+            start = max(len(hit) * size, request.swapped)
             tokens = min(request.known - start, limit)
             if tokens > budget and not self.config.enable_chunked_prefill:
                 break
@@ -116,6 +122,8 @@ class NaiveScheduler:
                 break
             self.waiting.pop(0)
             self.running.append(request)
+            self.host += -(-request.swapped // size)
+            request.swapped = 0
             for block in hit:
                 if not block.holders:
                     self.queue.remove(block)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
+from calibrate.block_swap import BlockSwap
 from calibrate.decoder import Decoder, SequenceInput
 from calibrate.model import ModelShape
 from ground.errors import UserError
@@ -42,17 +43,23 @@ class StepTimes:
     def decode_law(self, decodes):
         return None
 
+    def swap(self, out, into):
+        return 3e-4 * out + 2e-4 * into
+
     def decode_run(self, decodes, kv_tokens, steps, spread=None):
         return np.array([self.step([], decodes, kv_tokens + i * decodes) for i in range(steps)])
 
 
 class FakeTime:
-    """Clock and decoder in one: time passes only by waiting and by steps."""
+    """Clock, decoder and host memory in one: time passes only by waiting, by steps and by their copies."""
 
-    def __init__(self, block_size):
+    def __init__(self, block_size, ahead=False):
         self.block_size = block_size
+        self.ahead = ahead
         self.time = 0.0
+        self.launched = 0
         self.steps = 0
+        self.copying = 0.0  # seconds of copies that the next step waits for
 
     def start(self):
         self.time = 0.0
@@ -64,7 +71,30 @@ class FakeTime:
         assert when >= self.time
         self.time = when
 
-    def step(self, batch):
+    def launch(self, batch):
+        self.launched += 1
+        step = FakeStep(self, batch, self.copying)
+        self.copying = 0.0
+        return step
+
+    def swap_out(self, device, host):
+        assert len(set(device)) == len(set(host)) == len(host)
+        self.copying += StepTimes().swap(len(host), 0)
+        return self
+
+    def swap_in(self, host, device):
+        assert len(set(device)) == len(set(host)) == len(host)
+        self.copying += StepTimes().swap(0, len(host))
+        return self
+
+    def before_compute(self):
+        pass
+
+    def wait(self):
+        self.time += self.copying
+        self.copying = 0.0
+
+    def run(self, batch):
         self.steps += 1
         written = Counter()
         for sequence in batch:
@@ -75,6 +105,20 @@ class FakeTime:
         assert max(written.values()) == 1, "two sequences write to one place in the KV cache"
         self.time += StepTimes().step([(len(s.tokens), s.start) for s in batch], 0, 0)
         return [0] * len(batch)
+
+
+class FakeStep:
+    """Runs when it is waited for, after all that were launched before it."""
+
+    graph = False
+
+    def __init__(self, decoder, batch, copying):
+        self.decoder, self.batch, self.number, self.copying = decoder, batch, decoder.launched, copying
+
+    def tokens(self):
+        assert self.decoder.steps == self.number - 1
+        self.decoder.time += self.copying
+        return self.decoder.run(self.batch)
 
 
 def make_trace(rows):
@@ -114,16 +158,18 @@ def configs(draw):
         max_num_batched_tokens=draw(st.integers(seqs, 64)),
         enable_prefix_caching=draw(st.booleans()),
         scheduling_policy=draw(st.sampled_from(["fcfs", "priority"])),
+        async_scheduling=draw(st.booleans()),
+        swap_blocks=draw(st.sampled_from([0, 4, 100])),
         max_model_len=draw(st.sampled_from([None, 50])),
     )
 
 
 @settings(deadline=None, max_examples=80)
-@given(traces(), configs())
-def test_the_same_step_times_give_the_simulators_tables(trace, config):
+@given(traces(), configs(), st.booleans())
+def test_the_same_step_times_give_the_simulators_tables(trace, config, ahead):
     predicted = Fleet(trace.requests, config, StepTimes(), leap=False).run()
-    fake = FakeTime(config.block_size)
-    engine = Engine(config, fake, vocabulary=VOCABULARY, clock=fake, warm_up=False)
+    fake = FakeTime(config.block_size, ahead)
+    engine = Engine(config, fake, vocabulary=VOCABULARY, swap=fake, clock=fake, warm_up=False)
     finished = []
     measured = engine.replay(trace, on_finish=lambda: finished.append(1))
     assert dict(measured.requests.schema) == REQUESTS
@@ -152,18 +198,37 @@ def greedy_without_cache(trace, blocks, block_size):
     return outputs
 
 
-def test_tokens_are_those_of_an_uncached_decoder():
-    """Under chunked prefill, shared prefixes, and preemption with recompute: all at once."""
+class CountedSwap(BlockSwap):
+    swaps = 0
+
+    def swap_in(self, host_blocks, device_blocks):
+        self.swaps += 1
+        return super().swap_in(host_blocks, device_blocks)
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("swap_blocks", [0, 5, 40])
+def test_tokens_are_those_of_an_uncached_decoder(ahead, swap_blocks):
+    """Under chunked prefill, shared prefixes, and preemption with recompute and swap: all at once."""
     torch.set_num_threads(1)
     shared = {"prefix_ids": [1, 2], "prefix_block_tokens": 8}
     trace = make_trace(
         [{"arrival": 0.0, "prompt_tokens": 20 + i, "output_tokens": 24, **shared} for i in range(3)]
         + [{"arrival": 0.0, "prompt_tokens": 30, "output_tokens": 20} for _ in range(3)]
     )
-    config = EngineConfig(kv_blocks=20, block_size=8, max_num_seqs=6, max_num_batched_tokens=16)
+    config = EngineConfig(
+        kv_blocks=20,
+        block_size=8,
+        max_num_seqs=6,
+        max_num_batched_tokens=16,
+        async_scheduling=ahead,
+        swap_blocks=swap_blocks,
+    )
     decoder = Decoder(TINY, dtype=torch.float64, kv_blocks=20, block_size=8)
-    engine = Engine(config, decoder, vocabulary=VOCABULARY)
+    swap = CountedSwap(decoder, swap_blocks)
+    engine = Engine(config, decoder, vocabulary=VOCABULARY, swap=swap)
     measured = engine.replay(trace).requests
+    assert (swap.swaps > 0) == (swap_blocks > 0)
     assert measured["preemptions"].sum() > 0
     assert measured["cached_tokens"].sum() > 0
     assert engine.outputs == greedy_without_cache(trace, 10, 8)
@@ -180,7 +245,7 @@ def test_warm_up_runs_before_the_clock_starts():
     trace = make_trace([{"arrival": 0.0, "prompt_tokens": 9, "output_tokens": 1}])
 
     class Warm(FakeTime):
-        def step(self, batch):
+        def run(self, batch):
             self.steps += 1
             self.time += 1.0
             return [0] * len(batch)

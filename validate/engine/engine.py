@@ -1,15 +1,22 @@
-"""The real engine: the simulator's scheduler decides, a decoder computes, the wall clock tells the time."""
+"""The real engine: the simulator's scheduler decides, a decoder computes, the wall clock tells the time.
+
+With asynchronous scheduling it takes the scheduler through the same calls as the simulated engine does
+(`sim/engine/process.py`, `_run_ahead`): while a step runs the next one is scheduled and handed to the device, which
+goes on without waiting for the host. What a sequence decodes next is then a token that the host has not seen yet.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from calibrate.decoder import SequenceInput
 from ground.errors import UserError
 from sim.engine.config import EngineConfig
+from sim.engine.plan import Plan
 from sim.engine.request import Request
-from sim.engine.scheduler import Plan, Scheduler
+from sim.engine.scheduler import Scheduler
 from traces.table import Trace
 from validate.engine.clock import Clock, WallClock
 from validate.engine.recorder import Recorder
@@ -19,11 +26,59 @@ from validate.recording import Recording
 from validate.replay.arrivals import Arrivals
 
 
-class StepDecoder(Protocol):
-    """What the engine needs of a model. `step` returns Python integers, so on a GPU it has waited for its kernels."""
+class LaunchedStep(Protocol):
+    """A step that the device has been given."""
 
-    def step(self, batch: Sequence[SequenceInput]) -> list[int]:
-        """The greedy next token of every sequence; the tokens given are added to its KV blocks."""
+    @property
+    def graph(self) -> bool:
+        """Whether a captured graph is replayed for it."""
+
+    def tokens(self) -> list[int]:
+        """Wait for it; the greedy next token of every sequence."""
+
+
+class StepDecoder(Protocol):
+    """What the engine needs of a model."""
+
+    @property
+    def ahead(self) -> bool:
+        """Whether `launch` returns before the step has run."""
+
+    def launch(self, batch: Sequence[SequenceInput]) -> LaunchedStep:
+        """Hand over a step; the tokens given are added to its KV blocks. Steps run in the order of their launches."""
+
+
+class CopyUnderWay(Protocol):
+    def before_compute(self) -> None:
+        """Steps launched from now on begin after it."""
+
+    def wait(self) -> None:
+        """Until it is done."""
+
+
+class BlockMover(Protocol):
+    """Copies KV blocks between the device and host memory, each after the steps launched before it."""
+
+    def swap_out(self, device_blocks: Sequence[int], host_blocks: Sequence[int]) -> CopyUnderWay:
+        """Begin to copy device blocks to host blocks."""
+
+    def swap_in(self, host_blocks: Sequence[int], device_blocks: Sequence[int]) -> CopyUnderWay:
+        """Begin to copy host blocks to device blocks."""
+
+
+@dataclass
+class _Step:
+    """A step under way. `rows[i]` is the request whose sequence the i-th token extends (None: a partial chunk)."""
+
+    plan: Plan
+    batch: list[SequenceInput]  # empty: it only preempts, and at most copies
+    rows: list[Request | None]
+    handed_over: float | None = None  # when the device got it
+    copies: list[CopyUnderWay] = field(default_factory=list)
+    launched: LaunchedStep | None = None
+
+    def row_of(self) -> dict[Request, int]:
+        return {request: row for row, request in enumerate(self.rows) if request is not None}
 
 
 class Engine:
@@ -38,12 +93,15 @@ class Engine:
         decoder: StepDecoder,
         *,
         vocabulary: int,
+        swap: BlockMover | None = None,
         clock: Clock | None = None,
         warm_up: bool = True,
     ) -> None:
+        """`swap` is needed where the configuration has `swap_blocks`."""
         self.config = config
         self.outputs: dict[int, list[int]] = {}
         self._decoder = decoder
+        self._swap = swap
         self._vocabulary = vocabulary
         self._clock = clock or WallClock()
         self._warm = not warm_up  # nothing left to warm
@@ -87,37 +145,52 @@ class Engine:
             self._warm_up(max((len(prompt) for prompt in prompts.values()), default=0))
         with no_garbage_collection():
             clock.start()
+            end = 0.0  # of the last step
+            step: _Step | None = None  # scheduled and handed over
             while True:
-                start = clock.now()
-                plan = scheduler.schedule(start)
-                if plan is None:
-                    if arrivals.next_due is None:
-                        break
-                    due = arrivals.next_due
-                    clock.wait_until(due)
-                    now = clock.now()
-                    recorder.woke(due=due, now=now)
-                    take_arrivals(now)
-                    continue
-                batch, emitting = self._batch(scheduler, plan)
-                began = clock.now()
-                tokens = self._decoder.step(batch) if batch else []  # a step that only preempts computes nothing
+                start = end
+                if step is None:
+                    start = clock.now()
+                    plan = scheduler.schedule(start)
+                    if plan is None:
+                        if arrivals.next_due is None:
+                            break
+                        due = arrivals.next_due
+                        clock.wait_until(due)
+                        now = clock.now()
+                        recorder.woke(due=due, now=now)
+                        take_arrivals(now)
+                        continue
+                    step = self._form(scheduler, plan, None)
+                scheduler.advance(step.plan)
+                following = None
+                if self.config.async_scheduling and (plan := scheduler.schedule(clock.now())):
+                    following = self._form(scheduler, plan, step)
+                tokens = self._wait(step)
                 end = clock.now()
-                for sequence, token in zip(emitting, tokens, strict=True):
-                    if sequence is not None:
-                        sequence.append(token)
+                for request, token in zip(step.rows, tokens, strict=True):
+                    if request is not None:
+                        self._sequences[request.request_id].append(token)
                 # What came during the step waits at its end. A turn released by its end comes a step later: the user's
                 # reply cannot reach a server that goes on at once.
                 take_arrivals(end)
                 running, waiting = scheduler.running_count, scheduler.waiting_count
-                finished = scheduler.finish(plan, end)
+                finished = scheduler.complete(step.plan, end)
                 recorder.step(
-                    plan, scheduler, start=start, end=end, forward=end - began, running=running, waiting=waiting
+                    step.plan,
+                    scheduler,
+                    start=start,
+                    end=end,
+                    forward=end - max(start, step.handed_over or start),
+                    graph=step.launched is not None and step.launched.graph,
+                    running=running,
+                    waiting=waiting,
                 )
                 for request in finished:
                     arrivals.answered(request.request_id, end)
                     self.outputs[request.request_id] = self._sequences.pop(request.request_id)[request.prompt_tokens :]
                     on_finish()
+                step = following
         return recorder.recording(rows)
 
     def _too_long(self, row: dict[str, Any]) -> bool:
@@ -133,21 +206,46 @@ class Engine:
                 f"{self.config.max_num_batched_tokens} batched tokens; engine.max_model_len rejects longer ones"
             )
 
-    def _batch(self, scheduler: Scheduler, plan: Plan) -> tuple[list[SequenceInput], list[list[int] | None]]:
-        """The step's inputs, and beside each the sequence that its token extends (None: a partial chunk)."""
+    def _form(self, scheduler: Scheduler, plan: Plan, before: _Step | None) -> _Step:
+        """Make a step, for a device that runs ahead to begin when it can; of `before` the tokens are not known yet."""
+        unknown = before.row_of() if before is not None else {}
         batch: list[SequenceInput] = []
-        emitting: list[list[int] | None] = []
+        rows: list[Request | None] = []
         for request in scheduler.decoding(plan):
-            sequence = self._sequences[request.request_id]
             context = scheduler.context(request)
-            batch.append(SequenceInput(sequence[context : context + 1], context, scheduler.block_table(request)))
-            emitting.append(sequence)
+            token = self._sequences[request.request_id][context : context + 1] or [0]
+            batch.append(SequenceInput(token, context, scheduler.block_table(request), unknown.get(request)))
+            rows.append(request)
         for chunk in plan.chunks:
             sequence = self._sequences[chunk.request.request_id]
             tokens = sequence[chunk.start : chunk.start + chunk.tokens]
             batch.append(SequenceInput(tokens, chunk.start, scheduler.block_table(chunk.request)))
-            emitting.append(sequence if chunk.last else None)
-        return batch, emitting
+            rows.append(chunk.request if chunk.last else None)
+        step = _Step(plan, batch, rows)
+        if self._decoder.ahead:
+            self._hand_over(step)
+        return step
+
+    def _hand_over(self, step: _Step) -> None:
+        step.handed_over = self._clock.now()
+        if self._swap is not None:
+            out = [self._swap.swap_out(copy.device, copy.host) for copy in step.plan.swapped_out]
+            into = [self._swap.swap_in(copy.host, copy.device) for copy in step.plan.swapped_in]
+            step.copies = out + into
+            for under_way in step.copies:
+                under_way.before_compute()
+        if step.batch:
+            step.launched = self._decoder.launch(step.batch)
+
+    def _wait(self, step: _Step) -> list[int]:
+        """Until a step has ended; its tokens."""
+        if step.handed_over is None:
+            self._hand_over(step)
+        if step.launched is not None:
+            return step.launched.tokens()
+        for under_way in step.copies:
+            under_way.wait()
+        return []
 
     def _warm_up(self, longest: int) -> None:
         """Steps of the shapes to come, so that no timed step pays for the first use of a kernel.
@@ -158,11 +256,11 @@ class Engine:
         blocks = list(range(config.kv_blocks))
         chunk = min(config.max_num_batched_tokens, longest)
         while chunk > 0:
-            self._decoder.step([SequenceInput([0] * chunk, 0, blocks)])
+            self._decoder.launch([SequenceInput([0] * chunk, 0, blocks)]).tokens()
             chunk //= 4
         sequences = min(config.max_num_seqs, config.kv_blocks)
         while sequences > 0:
-            self._decoder.step([SequenceInput([0], 0, [block]) for block in range(sequences)])
+            self._decoder.launch([SequenceInput([0], 0, [block]) for block in range(sequences)]).tokens()
             sequences //= 4
         self._warm = True
 

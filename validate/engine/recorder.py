@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from sim.engine.plan import Plan
 from sim.engine.request import Request
-from sim.engine.scheduler import Plan, Scheduler
+from sim.engine.scheduler import Scheduler
 from sim.results.recorder import StepRecorder
 from validate.recording import Lateness, Recording, request_table
 
@@ -21,6 +22,7 @@ class Recorder:
         self._forward = 0.0
         self._busy = 0.0
         self._count = 0
+        self._replayed = 0
 
     def added(self, request: Request, *, rejected: bool) -> None:
         self._requests[request.request_id] = request
@@ -32,13 +34,24 @@ class Recorder:
         self._lateness.append(now - due)
 
     def step(
-        self, plan: Plan, scheduler: Scheduler, *, start: float, end: float, forward: float, running: int, waiting: int
+        self,
+        plan: Plan,
+        scheduler: Scheduler,
+        *,
+        start: float,
+        end: float,
+        forward: float,
+        graph: bool,
+        running: int,
+        waiting: int,
     ) -> None:
-        """One step, from the call of the scheduler to the tokens in hand; `forward` is the decoder's part of it.
+        """One step, from the call of the scheduler (or the end of the step before) to the tokens in hand; `forward` is
+        the decoder's part of it, `graph` whether a captured graph was replayed.
 
         `running` and `waiting` are counted before the step's finished requests leave.
         """
         self._count += 1
+        self._replayed += graph
         self._busy += end - start
         self._forward += forward
         self._steps.append(0, start, end, 1, plan, running, waiting, scheduler.blocks_held)
@@ -49,7 +62,12 @@ class Recorder:
             requests=request_table(self._row(row) for row in rows),
             steps=self._steps.take_table(),
             lateness=Lateness.of(self._lateness),
-            engine={"steps": self._count, "step_seconds": self._busy, "forward_seconds": self._forward},
+            engine={
+                "steps": self._count,
+                "graph_steps": self._replayed,
+                "step_seconds": self._busy,
+                "forward_seconds": self._forward,
+            },
         )
 
     def _row(self, row: dict[str, Any]) -> dict[str, Any]:

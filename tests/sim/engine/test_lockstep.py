@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from calibrate.latency import Batch
+from calibrate.batch import Batch
 from sim.engine.config import EngineConfig
 from sim.engine.lockstep import GroupPlan, LockStepScheduler
 from sim.engine.request import Request

@@ -23,8 +23,10 @@ def test_captured_sizes_rise_up_to_twice_the_sequences(preset: str, seqs: int, t
     assert sizes == sorted(set(sizes))
     largest = min(2 * seqs, 512, tokens)
     assert all(1 <= size <= largest for size in sizes)
-    if preset != "reference":
+    if preset.startswith("vllm"):
         assert sizes[0] == 1 and largest - sizes[-1] < 16
+    else:
+        assert not sizes
 
 
 def test_vllm_019_captures_what_it_resolved_to() -> None:
@@ -62,3 +64,11 @@ def test_versions_differ_in_when_they_schedule_and_admit() -> None:
     assert [one.scheduler_reserve_full_isl for one in (older, newer, own)] == [False, True, False]
     assert [one.reserved_blocks for one in (older, newer, own)] == [1, 1, 0]
     assert not settings_of(preset="vllm-0.19", async_scheduling=False).async_scheduling
+
+
+def test_transformers_has_its_own_pages_and_budget_and_neither_graphs_nor_schedules_ahead() -> None:
+    settings = settings_of(preset="transformers-5.24")
+    assert (settings.block_size, settings.max_num_batched_tokens, settings.max_num_seqs) == (256, 8192, 1024)
+    assert settings.enable_prefix_caching and settings.enable_chunked_prefill
+    assert not settings.async_scheduling and not settings.scheduler_reserve_full_isl
+    assert settings.reserved_blocks == 0 and list(settings.graph_sizes) == []

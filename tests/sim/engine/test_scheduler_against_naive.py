@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from naive_scheduler import NaiveRequest, NaiveScheduler
 
 from sim.engine.config import EngineConfig
+from sim.engine.plan import Plan
 from sim.engine.request import Request
-from sim.engine.scheduler import Plan, Scheduler
+from sim.engine.scheduler import Scheduler
 
 
 def assert_same_step(ours: Scheduler, theirs: NaiveScheduler, plan: Plan, granted: dict[NaiveRequest, int]) -> None:
@@ -24,6 +25,7 @@ def assert_same_step(ours: Scheduler, theirs: NaiveScheduler, plan: Plan, grante
         assert plan.spread == (sum(context * context for context in contexts), max(contexts))
     assert all(chunk.start == computed[chunk.request.request_id] for chunk in plan.chunks)
     assert ours.pool.free == len(theirs.queue)
+    assert ours.swap.free == theirs.host
 
 
 def assert_same_decisions(config: EngineConfig, trace: pl.DataFrame) -> None:
@@ -70,6 +72,7 @@ def assert_same_decisions(config: EngineConfig, trace: pl.DataFrame) -> None:
             ours.complete(running[0], now)
             theirs.complete(running[1], now)
         running = scheduled
+    assert ours.swap.free == config.swap_blocks
     for mine, naive in pairs:
         assert (mine.first_scheduled, mine.first_token, mine.finish) == (
             naive.first_scheduled, naive.first_token, naive.finish,

@@ -1,0 +1,52 @@
+"""What an engine computes in one step, as its scheduler decided."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from calibrate.skew import Spread
+from sim.engine.request import Request
+from sim.engine.swap_space import BlockCopy
+
+
+class Chunk(NamedTuple):
+    """Prompt tokens [start, start + tokens) of a request; after a preemption the prompt goes on over its output."""
+
+    request: Request
+    start: int
+    tokens: int
+
+    @property
+    def last(self) -> bool:
+        """Whether it completes the prompt, so that a token is generated."""
+        return self.start + self.tokens == self.request.target
+
+
+class Plan:
+    """One step: prefill chunks, and one token of each of `decodes` sequences."""
+
+    __slots__ = (
+        "budget",
+        "chunks",
+        "decodes",
+        "ending",
+        "first_tokens",
+        "kv_tokens",
+        "preempted",
+        "spread",
+        "starved",
+        "swapped_in",
+        "swapped_out",
+    )
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget  # tokens still unused
+        self.chunks: list[Chunk] = []
+        self.decodes = 0
+        self.kv_tokens = 0  # cached tokens that the decoding sequences read, summed
+        self.spread: Spread | None = None  # of them
+        self.preempted = 0
+        self.swapped_out: Sequence[BlockCopy] = ()
+        self.swapped_in: Sequence[BlockCopy] = ()
+        self.starved: list[Request] = []  # decoding, but left out of this step for want of budget
+        self.first_tokens: list[Request] = []  # known once it has advanced
+        self.ending: list[Request] = []

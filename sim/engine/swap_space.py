@@ -1,0 +1,45 @@
+"""KV blocks in host memory, where preempted requests wait instead of being computed anew.
+
+Copies belong to the step that needs them: blocks go out before the step overwrites them, and come back before the step
+that goes on with them. A step that preempts admits nobody, so no step copies both ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class BlockCopy(NamedTuple):
+    """Physical blocks of one request, in token order, and where they are copied to or from."""
+
+    device: Sequence[int]
+    host: Sequence[int]
+
+
+class Swapped(NamedTuple):
+    """What a waiting request has in host memory: its first `tokens` tokens."""
+
+    tokens: int
+    host: Sequence[int]
+
+
+class SwapSpace:
+    """The host's blocks by number; one request holds each or nobody."""
+
+    def __init__(self, blocks: int) -> None:
+        self.total = blocks
+        self._free = list(range(blocks - 1, -1, -1))
+
+    @property
+    def free(self) -> int:
+        return len(self._free)
+
+    def take(self, count: int) -> list[int]:
+        """The caller has checked that `count <= free`."""
+        taken = self._free[len(self._free) - count :]
+        del self._free[len(self._free) - count :]
+        return taken
+
+    def give(self, blocks: Sequence[int]) -> None:
+        self._free += blocks
