@@ -33,13 +33,17 @@ unit: install
 	$(BIN)/python -m pytest
 
 # What takes minutes or measures time: slow tests, the simulator's speed, its error on real vLLM runs (where SIMCTL_DATA has
-# them), and a real vLLM where an interpreter has one.
+# them), and a real vLLM and a real OpenVINO GenAI where an interpreter has one.
 bench: install
 	$(BIN)/python -m pytest -m slow || [ $$? = 5 ]
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/fidelity.py
 	@if [ -n "$(SIMCTL_VLLM_PYTHON)" ]; then $(BIN)/python benchmarks/vllm_cpu.py --python "$(SIMCTL_VLLM_PYTHON)"; \
 	else echo "vLLM: skipped, SIMCTL_VLLM_PYTHON names no interpreter that has it (docs/validation-vllm.md)"; fi
+	@if [ -n "$(SIMCTL_OPENVINO_PYTHON)" ]; then \
+	$(BIN)/python benchmarks/openvino_genai.py --python "$(SIMCTL_OPENVINO_PYTHON)"; \
+	else echo "OpenVINO: skipped, SIMCTL_OPENVINO_PYTHON names no interpreter that has it" \
+	"(docs/validation-other-engines.md)"; fi
 
 clean:
 	rm -rf .venv runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -15,8 +15,17 @@ from ground.progress import progress_bar
 from sim.results.folder import read_run
 from sim.study.scenario import load_scenario, parse_override
 from sim.study.simulate import load_trace
+from validate.allocator.recording import Recording
+from validate.allocator.replay import replay as replay_allocator
 from validate.display import show
-from validate.measure import Machine, is_measured, measure_reference, measure_server, read_measurement
+from validate.measure import (
+    Machine,
+    is_measured,
+    measure_reference,
+    measure_server,
+    measure_transformers,
+    read_measurement,
+)
 from validate.replay.openai import Server
 from validate.report import write_report
 from validate.sweep import candidates, collect, plan, unfinished
@@ -82,7 +91,12 @@ def winners(
 
 @validate.command()
 @click.argument("scenario", type=_path)
-@click.option("--engine", type=click.Choice(["openai", "reference"]), required=True, help="What to replay against.")
+@click.option(
+    "--engine",
+    type=click.Choice(["openai", "reference", "transformers"]),
+    required=True,
+    help="What to replay against.",
+)
 @click.option("--url", help="Address of an OpenAI-compatible server, with or without /v1.")
 @click.option("--model-name", help="Model to ask the server for; without it the first that it lists.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=600.0, show_default=True, help="Seconds.")
@@ -112,8 +126,8 @@ def replay(
     """Replay the trace of SCENARIO in real time and write the measured run."""
     if engine == "openai" and url is None:
         raise UserError("--engine openai: --url is missing; expected the address of a server")
-    if engine == "reference" and url is not None:
-        raise UserError(f"--url {url}: belongs to --engine openai; the reference engine runs in this process")
+    if engine != "openai" and url is not None:
+        raise UserError(f"--url {url}: belongs to --engine openai; the {engine} engine runs in this process")
     loaded = load_scenario(scenario, dict(parse_override(text) for text in settings))
     requests = len(load_trace(loaded).requests)
     # The folder first: that it can be written is known before the time of a replay is spent.
@@ -123,7 +137,8 @@ def replay(
         try:
             if url is None:
                 machine = Machine(device, threads, weights)
-                measure_reference(loaded, machine, folder, on_finish=lambda: bar.advance(task))
+                measure = measure_transformers if engine == "transformers" else measure_reference
+                measure(loaded, machine, folder, on_finish=lambda: bar.advance(task))
             else:
                 size = vocabulary or load_model(loaded.model).vocab
                 server = Server(url, model_name, timeout, size, api_key_variable)
@@ -151,6 +166,25 @@ def compare(predicted: Path, measured: tuple[Path, ...], output: Path) -> None:
     policy = Policy(run.name, run, [read_run(folder) for folder in measured])
     engine = found[0][0] if found else {}
     _report(Validation([policy], engine, worst([lateness for _, lateness, _ in found])), output)
+
+
+@validate.command()
+@click.argument("recording", type=_path)
+@click.option(
+    "--device-bytes", type=click.IntRange(1), help="Memory of the device; without it what the recording says."
+)
+@click.option("--limit", type=click.IntRange(1), help="Bytes that the process could reserve, if it was bounded.")
+def allocator(recording: Path, device_bytes: int | None, limit: int | None) -> None:
+    """Replay the allocator events in folder RECORDING on the simulated allocator; every one must be the same."""
+    recorded = Recording.load(recording)
+    total = device_bytes or recorded.facts.get("machine", {}).get("memory")
+    if total is None:
+        raise UserError(f"{recording}: does not say how much memory the device had; expected --device-bytes")
+    replayed = replay_allocator(recorded, device_bytes=int(total), limit=limit)
+    if replayed.difference is not None:
+        click.echo(f"after {replayed.events:,} equal events: {replayed.difference}", err=True)
+        raise SystemExit(1)
+    click.echo(f"{replayed.events:,} events, {replayed.segments:,} segments and {replayed.blocks:,} blocks are equal")
 
 
 def _report(validation: Validation, output: Path) -> None:

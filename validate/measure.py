@@ -7,7 +7,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,8 @@ def measure_reference(
     facts = machine.facts()
     import torch
 
+    from calibrate.block_swap import BlockSwap
+    from calibrate.decode_graphs import DecodeGraphs
     from calibrate.decoder import Decoder
     from validate.engine.engine import Engine
 
@@ -85,11 +87,6 @@ def measure_reference(
         raise UserError(
             f"fleet.replicas is {replicas} and engine.tensor_parallel {tensor_parallel}; "
             "the reference engine is one engine on one device, expected 1 and 1"
-        )
-    if scenario.engine.async_scheduling:
-        raise UserError(
-            f"engine.async_scheduling is true (preset {scenario.engine.preset}); "
-            "the reference engine schedules synchronously, expected false"
         )
     model, config, trace = load_model(scenario.model), deploy(scenario).config, load_trace(scenario)
     _check_context(trace, config, model)
@@ -102,14 +99,70 @@ def measure_reference(
         seed=scenario.seed,
         weights=machine.weights,
     )
-    engine = Engine(config, decoder, vocabulary=model.vocab)
+    captured = 0.0
+    if scenario.engine.graph_sizes:
+        graphs = DecodeGraphs(decoder, scenario.engine.graph_sizes, max_context=config.max_model_len)
+        captured = sum(graph.seconds for graph in graphs.capture())
+    swap = BlockSwap(decoder, config.swap_blocks) if config.swap_blocks else None
+    engine = Engine(config, decoder, vocabulary=model.vocab, swap=swap)
     recording = engine.replay(trace, seed=scenario.seed, on_finish=on_finish)
     recording.engine = {
         **facts,
         "model": model.name,
         "dtype": str(decoder.dtype).removeprefix("torch."),
+        "capture_seconds": captured,
         **recording.engine,
     }
+    _write(folder, recording, scenario, gpus=scenario.gpus, kv_blocks=config.kv_blocks, force=force)
+
+
+def measure_transformers(
+    scenario: Scenario,
+    machine: Machine,
+    folder: Path,
+    *,
+    force: bool = False,
+    on_finish: Callable[[], None] = lambda: None,
+) -> None:
+    """Replay a scenario's trace in real time on Hugging Face transformers and write the measured run to `folder`.
+
+    Its scheduler gets the limits with which the scenario is simulated, and its model our own engine's weights.
+
+    Raises:
+        UserError: transformers or torch is not installed or too old, there is no such device, the scenario has more
+            than one engine or GPU or a setting that transformers does not have, the model cannot be run, a request is
+            too long for it or for the KV cache, or `folder` cannot be written.
+    """
+    try:
+        installed = version("transformers")
+    except PackageNotFoundError as error:
+        raise UserError("--engine transformers needs the package: pip install 'simctl[transformers]'") from error
+    if tuple(map(int, installed.split(".")[:2])) < (5, 24):
+        raise UserError(f"transformers {installed} is installed; expected 5.24 or newer")
+    facts = machine.facts() | {"engine": "transformers", "transformers": installed}
+    import torch
+
+    from validate.replay.transformers import replay as replay_on_transformers
+    from validate.replay.transformers_manager import build, check_limits
+
+    if scenario.gpus > 1:
+        raise UserError(f"the scenario has {scenario.gpus} GPUs; transformers runs as one engine on one, expected 1")
+    model, config, trace = load_model(scenario.model), deploy(scenario).config, load_trace(scenario)
+    check_limits(config, machine.device)
+    _check_context(trace, config, model)
+    _check_fits(trace, config)
+    dtype = torch.float32 if model.dtype_bytes == 4 else torch.bfloat16
+    built = build(model, config, device=machine.device, dtype=dtype, seed=scenario.seed, weights=machine.weights)
+    recording = replay_on_transformers(
+        trace,
+        built.manager,
+        vocabulary=model.vocab,
+        seed=scenario.seed,
+        max_model_len=config.max_model_len,
+        on_finish=on_finish,
+    )
+    names = {"model": model.name, "dtype": str(dtype).removeprefix("torch.")}
+    recording.engine = {**facts, **names, **built.facts, **recording.engine}
     _write(folder, recording, scenario, gpus=scenario.gpus, kv_blocks=config.kv_blocks, force=force)
 
 
@@ -193,6 +246,19 @@ def _check_context(trace: Trace, config: EngineConfig, model: ModelShape) -> Non
             f"{trace.source}: request {row['request_id']} has {row['prompt_tokens']} prompt + {row['output_tokens']} "
             f"output tokens; {model.name} takes {model.max_context} ({len(too_long)} such requests); "
             "engine.max_model_len rejects longer ones"
+        )
+
+
+def _check_fits(trace: Trace, config: EngineConfig) -> None:
+    """A request larger than the whole cache would end transformers' engine."""
+    tokens = trace.requests["prompt_tokens"] + trace.requests["output_tokens"]
+    capacity = config.kv_blocks * config.block_size
+    too_large = trace.requests.filter((tokens > capacity) & (tokens <= (config.max_model_len or tokens.max())))
+    if len(too_large):
+        row = too_large.row(0, named=True)
+        raise UserError(
+            f"{trace.source}: request {row['request_id']} has {row['prompt_tokens']} prompt + {row['output_tokens']} "
+            f"output tokens; expected no more than fit {config.kv_blocks} blocks of {config.block_size}"
         )
 
 

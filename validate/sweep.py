@@ -15,7 +15,7 @@ from validate.measure import is_measured, read_measurement
 from validate.validation import Policy, Validation, worst
 
 _BASELINE = "baseline"
-_OF_ONE_REPLAY = ("steps", "step_seconds", "forward_seconds")
+_OF_ONE_REPLAY = ("steps", "graph_steps", "step_seconds", "forward_seconds")
 
 
 @dataclass(frozen=True)
