@@ -29,6 +29,8 @@ KEYS: dict[str, tuple[str, ...]] = {
     "overhead": ("sequences", "tokens"),
     "launch": ("kernels",),
     "graph": ("phase", "sequences"),
+    # `watts` drawn in a state (idle, prefill, decode) by a batch of so many sequences; `seconds` is one step's.
+    "power": ("state", "sequences"),
     # One layer's experts on one rank, of whose experts `activated_experts` get a token.
     "moe": ("tokens", "activated_experts"),
     # Decode batches of which `n_long` contexts are kv_long and the others kv_short, alone or beside one prefill. Only
@@ -42,7 +44,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "decode_attention": ("heads", "kv_heads", "head_dim", "sequences", "context"),
     "expert_mlp": ("hidden", "intermediate", "experts", "experts_per_token", "tp", "ep", "tokens"),
 }
-_TEXT_KEYS = {"layer", "direction", "memory", "phase", "operation"}
+_TEXT_KEYS = {"layer", "direction", "memory", "phase", "operation", "state"}
 
 _BUNDLED = Path(__file__).parent / "profiles"
 

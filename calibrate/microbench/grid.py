@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 
@@ -28,7 +28,8 @@ class Grid:
     """The points of one calibration.
 
     `contexts` are tokens already cached. The host's overhead is measured at `step_sequences` × `step_extra`, the
-    latter being tokens beyond one a sequence. `budget` is the seconds spent on one point in one of `rounds`.
+    latter being tokens beyond one a sequence. `budget` is the seconds spent on one point in one of `rounds`. Whole
+    steps that only decode are padded to the next of `graph_sizes`, and on a GPU replayed from a graph of that size.
     """
 
     tokens: Sequence[int]
@@ -49,9 +50,19 @@ class Grid:
     step_context: int
     rounds: int
     budget: float
+    graph_sizes: Sequence[int] = ()
+
+    @property
+    def longest_context(self) -> int:
+        """No sequence of a batch is longer: the longest of a spread batch, behind the longest chunk."""
+        return max(*self.prefill_contexts, *self.decode_contexts) * 5 // 4 + max(self.chunks)
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+# A graph takes time and memory to capture; between these sizes a step computes at most half as many rows again.
+CUDA_GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
 def doubling(first: int, last: int) -> list[int]:
@@ -151,7 +162,63 @@ def cuda_grid() -> Grid:
         step_context=1024,
         rounds=3,
         budget=0.05,
+        graph_sizes=CUDA_GRAPH_SIZES,
     )
+
+
+def short_cuda_grid() -> Grid:
+    """The same ranges in a fifth of the points: two to three minutes for a model of 8 billion parameters."""
+    return Grid(
+        tokens=[
+            1,
+            2,
+            4,
+            8,
+            16,
+            24,
+            32,
+            48,
+            64,
+            96,
+            128,
+            192,
+            256,
+            384,
+            512,
+            768,
+            1024,
+            1536,
+            2048,
+            3072,
+            4096,
+            6144,
+            8192,
+        ],
+        sequences=[1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256],
+        chunks=[1, 16, 64, 256, 512, 1024, 2048, 4096, 8192],
+        prefill_contexts=[0, 64, 512, 2048, 8192],
+        decodes=[1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256],
+        decode_contexts=[0, 128, 512, 1024, 2048, 4096, 8192],
+        copy_bytes=[4**k for k in range(6, 15)],
+        step_sequences=[1, 8, 32, 64, 128, 256],
+        step_extra=[0, 1, 15, 255, 1023, 2047, 7936],
+        held_out_tokens=[9, 80, 320, 900, 2500, 5000],
+        held_out_sequences=[5, 20, 40, 150],
+        held_out_prefills=[(48, 0), (200, 0), (300, 700), (1500, 3000), (3000, 0)],
+        held_out_decodes=[(1, 700), (5, 400), (20, 3000), (40, 600), (150, 1500)],
+        held_out_copies=[10_000, 300_000, 10_000_000],
+        held_out_steps=cuda_grid().held_out_steps,
+        step_context=512,
+        rounds=2,
+        budget=0.03,
+        graph_sizes=CUDA_GRAPH_SIZES,
+    )
+
+
+def kernels_only(grid: Grid) -> Grid:
+    """A grid without whole steps: what is measured for a model whose overheads another one's profile gives."""
+    steps: dict[str, Any] = {"step_sequences": [], "step_extra": [], "held_out_steps": [], "graph_sizes": []}
+    return replace(grid, copy_bytes=[], held_out_copies=[], **steps)
 
 
 def spread(sequences: int, mean: int) -> list[int]:

@@ -15,18 +15,25 @@ import torch
 # A pass over the model's layers is repeated until it has taken this long, within these bounds.
 MIN_PASSES, MAX_PASSES = 3, 40
 
-# Long enough that the host has queued a whole pass before the GPU starts on it: no launch gap is timed.
-_SPIN_CYCLES = 20_000_000
+# A GPU is held back until the host has queued a whole pass, so that no launch gap is timed: at first for so many
+# seconds, then for as much longer than the host took for the last pass.
+_FIRST_SPIN = 0.02
+_SPIN_FACTOR = 1.5
+_SPIN_BOUNDS = (0.0005, 0.2)
+_CYCLES_PER_SECOND = 2e9  # no less than any GPU's, so that the spin is no shorter than meant
 
 
 class LapTimer:
     """Names the time since the last mark; laps of one name add up.
 
-    On a GPU the marks are events on the stream, which a spinning kernel holds back while the host queues.
+    On a GPU the marks are events on the stream, which a spinning kernel holds back while the host queues. How long that
+    takes it learns from the pass before, so the first pass of a kind may hold launch gaps: `repeat` does not count it.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
+        self._spin = _FIRST_SPIN
+        self._began = 0.0
         self._marks: list[tuple[str, float | torch.cuda.Event]] = []
 
     def start(self) -> None:
@@ -34,7 +41,8 @@ class LapTimer:
         self._marks = []
         if self._on_gpu:
             torch.cuda.synchronize()
-            torch.cuda._sleep(_SPIN_CYCLES)
+            torch.cuda._sleep(round(self._spin * _CYCLES_PER_SECOND))
+            self._began = perf_counter()
         self.lap("")
 
     def lap(self, name: str) -> None:
@@ -49,6 +57,8 @@ class LapTimer:
     def seconds(self) -> dict[str, float]:
         """Total seconds by name, the unwanted left out."""
         if self._on_gpu:
+            low, high = _SPIN_BOUNDS
+            self._spin = min(max(_SPIN_FACTOR * (perf_counter() - self._began), low), high)
             torch.cuda.synchronize()
         total: dict[str, float] = defaultdict(float)
         for (_, before), (name, after) in zip(self._marks, self._marks[1:], strict=False):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import islice
 
 import torch
 
+from calibrate.decode_graphs import DecodeGraphs
 from calibrate.decoder import Decoder, SequenceInput
 from calibrate.kernels.linear import linear
 from calibrate.microbench.grid import Grid, StepShape
@@ -14,14 +16,17 @@ from calibrate.microbench.timing import LapTimer
 from calibrate.model import ModelShape
 from ground.errors import UserError
 
-_KV_POOL_BYTES = {"cpu": 1 << 28, "cuda": 1 << 32}
+_CPU_POOL_BYTES = 1 << 28
+# Of what the weights leave of a GPU's memory. A large pool lets every sequence of a batch have blocks of its own: those
+# that two of them read come from memory once, and once from the processor's cache.
+_GPU_POOL_SHARE = 0.6
 
 
 class Workbench:
-    """A decoder with random weights and a random cache, of the shape that one rank runs.
+    """A decoder with random weights and a random cache, of the shape that one rank runs; it replays the grid's graphs.
 
-    Sequences draw their blocks from the whole pool, so that neighbours in a sequence lie apart in memory; two
-    sequences may read the same block, no sequence reads one twice.
+    Sequences draw their blocks from the whole pool, so that neighbours in a sequence lie apart in memory. No sequence
+    reads a block twice, and no two of a batch read the same one, as long as the pool has enough for all of them.
 
     Raises:
         UserError: the model takes no context as long as the grid's longest.
@@ -31,18 +36,21 @@ class Workbench:
         self.grid = grid
         self.device = torch.device(device)
         self.dtype = torch.float32 if model.dtype_bytes == 4 else torch.bfloat16
-        longest = max(*grid.prefill_contexts, *grid.decode_contexts) * 5 // 4 + max(grid.chunks)
+        longest = grid.longest_context
         if longest > model.max_context:
             raise UserError(
                 f"{model.name}: takes contexts of {model.max_context} tokens; the grid measures up to {longest}"
             )
         block_bytes = block_size * model.kv_bytes_per_token()
-        blocks = max(-(-longest // block_size) + 1, _KV_POOL_BYTES[self.device.type] // block_bytes)
+        blocks = max(-(-longest // block_size) + 1, _pool_bytes(self.device, model) // block_bytes)
         self.decoder = Decoder(
             model, device=device, dtype=self.dtype, kv_blocks=blocks, block_size=block_size, seed=seed
         )
         for cache in self.decoder.caches:
             cache.normal_()  # untouched memory is one shared page of zeros, and much too fast to read
+        self.captures = (
+            DecodeGraphs(self.decoder, grid.graph_sizes, max_context=longest).capture() if grid.graph_sizes else []
+        )
         self.timer = LapTimer(self.device)
         self._blocks = range(blocks)
         self._random = random.Random(seed)
@@ -53,13 +61,25 @@ class Workbench:
 
     def sequence(self, new: int, cached: int) -> SequenceInput:
         """A sequence of random tokens behind `cached` ones that the cache already holds."""
-        blocks = self._random.sample(self._blocks, -(-(new + cached) // self.decoder.block_size))
-        return SequenceInput([self._random.randrange(self.model.vocab) for _ in range(new)], cached, blocks)
+        return self._sequence(new, cached, self._random.sample(self._blocks, self._block_count(new, cached)))
 
     def batch(self, shape: StepShape) -> list[SequenceInput]:
         """Decoding sequences first, then the prefills."""
-        decodes = [self.sequence(1, context) for context in shape.contexts]
-        return decodes + [self.sequence(new, cached) for new, cached in shape.prefills]
+        lengths = [*((1, context) for context in shape.contexts), *((new, cached) for new, cached in shape.prefills)]
+        counts = [self._block_count(new, cached) for new, cached in lengths]
+        if sum(counts) > len(self._blocks):
+            return [self.sequence(new, cached) for new, cached in lengths]
+        blocks = iter(self._random.sample(self._blocks, sum(counts)))
+        return [
+            self._sequence(new, cached, list(islice(blocks, count)))
+            for (new, cached), count in zip(lengths, counts, strict=True)
+        ]
+
+    def _sequence(self, new: int, cached: int, blocks: list[int]) -> SequenceInput:
+        return SequenceInput([self._random.randrange(self.model.vocab) for _ in range(new)], cached, blocks)
+
+    def _block_count(self, new: int, cached: int) -> int:
+        return -(-(new + cached) // self.decoder.block_size)
 
     def fresh_tokens(self, batch: list[SequenceInput]) -> list[SequenceInput]:
         """The same batch with other tokens: the blocks stay, as they do from step to step of an engine."""
@@ -74,3 +94,10 @@ class Workbench:
         layer = self.decoder.weights.layers[layer_index]
         x = linear(self.random(1, self.model.hidden), layer.gate_up_proj)
         linear(x[:, : self.model.intermediate], layer.down_proj)
+
+
+def _pool_bytes(device: torch.device, model: ModelShape) -> int:
+    if device.type == "cpu":
+        return _CPU_POOL_BYTES
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(_GPU_POOL_SHARE * (free - model.weight_bytes()))
