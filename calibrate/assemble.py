@@ -66,9 +66,15 @@ def _step_query(point: Record) -> tuple[list[tuple[int, int]], int, int]:
     return prefills, len(point["contexts"]), sum(point["contexts"])
 
 
+def _step_times(profile: Profile) -> StepLatency:
+    """As the whole steps were run: those that only decode padded to the grid's graphs, where it has any."""
+    graph_sizes = profile.grid.get("graph_sizes", ())
+    return StepLatency(profile, profile.shape, profile.tp, graph_sizes=graph_sizes, graphs_decode_only=True)
+
+
 def _overhead(profile: Profile, steps: Sequence[Record]) -> pl.DataFrame:
     """Whole step less the sum of its kernels, by sequences and tokens."""
-    kernels = StepLatency(profile, profile.shape, profile.tp)
+    kernels = _step_times(profile)
     rows = []
     for step in steps:
         prefills, decodes, kv_tokens = _step_query(step)
@@ -89,7 +95,7 @@ def _predict(profile: Profile, held_out: dict[str, list[Record]]) -> pl.DataFram
 
     Layers measured at one point are compared by their sum over a step, as they are used.
     """
-    latency = StepLatency(profile, profile.shape, profile.tp)
+    latency = _step_times(profile)
     calls = {call.layer: call.calls for call in profile.shape.calls()}
     rows: list[tuple[str, str, float, float]] = []
     for kernel_class, axis, curve in (

@@ -90,6 +90,7 @@ def measure_reference(
         )
     model, config, trace = load_model(scenario.model), deploy(scenario).config, load_trace(scenario)
     _check_context(trace, config, model)
+    longest = config.max_model_len or int((trace.requests["prompt_tokens"] + trace.requests["output_tokens"]).max())  # type: ignore[arg-type]
     decoder = Decoder(
         model,
         device=machine.device,
@@ -101,7 +102,7 @@ def measure_reference(
     )
     captured = 0.0
     if scenario.engine.graph_sizes:
-        graphs = DecodeGraphs(decoder, scenario.engine.graph_sizes, max_context=config.max_model_len)
+        graphs = DecodeGraphs(decoder, scenario.engine.graph_sizes, max_context=longest)
         captured = sum(graph.seconds for graph in graphs.capture())
     swap = BlockSwap(decoder, config.swap_blocks) if config.swap_blocks else None
     engine = Engine(config, decoder, vocabulary=model.vocab, swap=swap)

@@ -82,3 +82,22 @@ def test_held_out_points_stay_out_of_the_tables_and_give_the_errors() -> None:
 def test_fit_tells_a_bend_that_the_grid_misses() -> None:
     bent = record("dense", {"tokens": 32}, [({"layer": call.layer}, [4e-3]) for call in LAYERS])
     assert assembled([*measurements(), bent]).errors["dense"]["fit"] == pytest.approx(0.75)
+
+
+def test_padded_steps_are_looked_up_as_they_were_run() -> None:
+    """Dense kernels take longer by the token; a decode step of 5 was replayed from the graph of 8."""
+    records = []
+    for tokens in (1, 8, 64):
+        rows = [({"layer": call.layer}, [1e-3 * tokens]) for call in LAYERS]
+        records.append(record("dense", {"tokens": tokens}, rows))
+    records += [one for one in measurements() if one["kernel_class"] in ("per_sequence", "attention")]
+    padded = (DENSE_CALLS * 8 + 2 + MODEL.layers) * 1e-3
+    point: Record = {"prefills": [], "contexts": [50] * 5}
+    records.append(record("step", point, [({}, [padded + 5e-3])]))
+    records.append(record("step", point, [({}, [padded + 5e-3])], held_out=True))
+    provenance = Provenance("measured", "made", "none")
+    profile = Profile("made", "made", MODEL, 1, "bfloat16", provenance, {}, grid={"graph_sizes": [4, 8]})
+    assemble(profile, records)
+    assert profile.tables["overhead"]["seconds"].to_list() == pytest.approx([5e-3])
+    held_out = profile.held_out.filter(pl.col("kernel_class") == "step")
+    assert held_out["predicted"].to_list() == pytest.approx(held_out["measured"].to_list())
