@@ -21,6 +21,7 @@ from calibrate.links import collectives_of
 from calibrate.model import ModelShape
 from calibrate.parallelism import Parallelism
 from calibrate.profile import Profile
+from calibrate.profile_sources import provenance, stand_ins
 from calibrate.skew import Skew, Spread
 from calibrate.skew_models import skew_of
 from ground.assumption import Assumption
@@ -69,7 +70,7 @@ class StepLatency:
         _check_match(profile, model, tp)
         self.profile = profile
         self.model = model
-        self.assumptions: list[Assumption] = [_provenance(profile), *_stand_ins(profile)]
+        self.assumptions: list[Assumption] = [provenance(profile), *stand_ins(profile)]
         self.extrapolated: Counter[str] = Counter()
         self.dense = _summed(profile, model, "dense", "tokens")
         self.per_sequence = _summed(profile, model, "per_sequence", "sequences")
@@ -368,24 +369,6 @@ def _check_match(profile: Profile, model: ModelShape, tp: int) -> None:
         raise UserError(
             f"profile {profile.name} of {model.name} is of tp = {profile.tp}; the scenario asks for tp = {tp}"
         )
-
-
-def _provenance(profile: Profile) -> Assumption:
-    source = profile.provenance.source
-    if source not in ("measured", "imported", "datasheet"):
-        raise UserError(
-            f"profile {profile.name}: provenance.source is {source!r}; expected measured, imported or datasheet"
-        )
-    return Assumption("profile", profile.name, "", source, profile.provenance.note)  # type: ignore[arg-type]
-
-
-def _stand_ins(profile: Profile) -> list[Assumption]:
-    """Kernels that a profile took from elsewhere (`calibrate.kernel_library`)."""
-    return [
-        Assumption(f"kernel.{layer}", how, "", "imported" if how == "borrowed" else "assumed", text)
-        for how in ("borrowed", "assumed")
-        for layer, text in profile.grid.get(how, {}).items()
-    ]
 
 
 def _summed(profile: Profile, model: ModelShape, kernel_class: str, axis: str) -> Curve:
