@@ -21,7 +21,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(group=st.integers(0, 2), common=st.integers(0, 5), tokens=st.integers(1, 48), own=st.integers(10, 10**9))
     def admit_new(self, group: int, common: int, tokens: int, own: int) -> None:
-        ids = [group * 100 + i for i in range(common)] + [own * 100 + i for i in range(common, 8)]
+        # An id stands for all tokens up to its end, so behind different prefixes there are different ids.
+        chain = (own * 10 + group) * 10 + common
+        ids = [group * 100 + i for i in range(common)] + [chain * 100 + i for i in range(common, 8)]
         self.admit(Holding(ids[: -(-tokens // (2 * BLOCK))], 2), tokens)
 
     @precondition(lambda self: self.preempted)
