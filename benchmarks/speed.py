@@ -103,7 +103,7 @@ def measure(case: str, variant: str, repeats: int, peer_python: str | None) -> d
     peer = statistics.median(theirs) if theirs else None
     requests = len(run.requests)
     return _row(
-        case, variant, requests, wall, numbers["duration"], run.events, int(run.steps["steps"].sum()),
+        case, variant, requests, wall, numbers["duration"], run.event_count, int(run.steps["steps"].sum()),
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, peer,
     )  # fmt: skip
 

@@ -40,6 +40,18 @@ class DecodeLaw:
         # Within these a step lies inside the grid.
         self.low, self.high = (inf, -inf) if outside else (attention.low, attention.high)
 
+    def slower(self, device: float, host: float, *, overlaps: bool) -> DecodeLaw:
+        """The same where a step takes `device` seconds longer, and its host `host` seconds, which are hidden behind the
+        device as far as it `overlaps`."""
+        return DecodeLaw(
+            self.decodes,
+            self.fixed + device + (0.0 if overlaps else host),
+            self.attention,
+            self.least + device + (host if overlaps else 0.0),
+            self.outside,
+            self.extrapolated,
+        )
+
     def count(self, kv_tokens: int, steps: int = 1) -> None:
         """Count what lies outside the grid of so many steps in a row, the first of which reads `kv_tokens`."""
         last = kv_tokens + (steps - 1) * self.decodes

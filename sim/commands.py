@@ -31,15 +31,7 @@ def run(scenario: Path, output: Path | None, settings: tuple[str, ...], force: b
     from sim.results.folder import write_run
     from sim.results.terminal import print_metrics
 
-    write_run(
-        folder,
-        requests=result.requests,
-        steps=result.steps,
-        metrics=result.metrics,
-        scenario=result.scenario,
-        assumptions=result.assumptions,
-        force=force,
-    )
+    write_run(folder, result, force=force)
     print_metrics(result.metrics)
     assumed = sum(assumption.source in ("assumed", "datasheet") for assumption in result.assumptions)
     click.echo(f"{folder / 'report.html'} ({assumed} of {len(result.assumptions)} inputs assumed: assumptions.json)")

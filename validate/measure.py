@@ -15,7 +15,7 @@ from calibrate.model import ModelShape, load_model
 from ground.assumption import Assumption
 from ground.errors import UserError
 from sim.engine.config import EngineConfig
-from sim.results.folder import write_run
+from sim.results.folder import Run, write_run
 from sim.results.metrics import compute
 from sim.study.scenario import Scenario
 from sim.study.simulate import deploy, load_trace
@@ -197,15 +197,15 @@ def _write(
         kv_blocks_total=kv_blocks,
     )
     recording.engine = {**recording.engine, "python": platform.python_version(), "simctl": version("simctl")}
-    write_run(
-        folder,
-        requests=recording.requests,
-        steps=recording.steps,
-        metrics=metrics,
-        scenario=scenario.resolved(),
-        assumptions=_facts(recording),
-        force=force,
+    run = Run(
+        recording.requests,
+        recording.steps,
+        metrics,
+        scenario.resolved(),
+        _facts(recording),
+        events=recording.events,
     )
+    write_run(folder, run, force=force)
     measurement = {
         "engine": recording.engine,
         "lateness": asdict(recording.lateness),

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from sim.results.recorder import with_latencies
-from sim.results.tables import REQUESTS
+from sim.results.tables import EVENTS, REQUESTS
 
 _DERIVED = ("ttft", "tpot", "e2e", "queue")
 
@@ -42,6 +42,7 @@ class Recording:
     steps: pl.DataFrame
     lateness: Lateness
     failures: Counter[str] = field(default_factory=Counter)  # reason in words → requests
+    events: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=EVENTS))  # its columns; likewise
     engine: dict[str, Any] = field(default_factory=dict)  # what answered: device and versions, or the server's address
 
 

@@ -18,7 +18,11 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
+
+# Evicted ids that a pool remembers at most, to say what had to be computed again for want of room.
+_REMEMBERED = 1 << 20
 
 Ids = array  # physical numbers of blocks, always of typecode "i": copied without touching an object a block
 
@@ -45,7 +49,7 @@ class Span:
 class Holding:
     """The blocks of one request, in token order: spans under its prefix ids, then a tail under none."""
 
-    __slots__ = ("blocks", "blocks_per_key", "keys", "resume", "resume_at", "runs", "tail")
+    __slots__ = ("blocks", "blocks_per_key", "cached_anew", "keys", "resume", "resume_at", "runs", "tail")
 
     def __init__(self, keys: Sequence[int] = (), blocks_per_key: int = 1) -> None:
         self.keys = keys
@@ -57,6 +61,7 @@ class Holding:
         # What preemption left in the cache of the tail, and the number of blocks before it.
         self.resume: Span | None = None
         self.resume_at = 0
+        self.cached_anew = 0  # blocks that it put in the cache, which had held and evicted them; its reader zeroes it
 
     @property
     def spans(self) -> list[Span]:
@@ -106,6 +111,7 @@ class BlockPool:
         everything.holders = 0
         self._queue: OrderedDict[Span, None] = OrderedDict({everything: None})
         self._cached: dict[int, Span] = {}  # id → the span that has its blocks
+        self._evicted: dict[int, None] = {}  # ids that were cached once and are not now, the latest last
 
     def take(self, count: int) -> Ids[int]:
         """The `count` blocks that were free the longest; cached ones among them are forgotten.
@@ -299,6 +305,11 @@ class BlockPool:
             span = Span(ids, keys, index, end - index, holding.blocks_per_key)
             holding.runs.append((span, len(ids)))
         self._cached.update(dict.fromkeys(keys[index:end], span))
+        if self._evicted and not self._evicted.keys().isdisjoint(keys[index:end]):
+            for key in keys[index:end]:
+                if key in self._evicted:
+                    del self._evicted[key]
+                    holding.cached_anew += holding.blocks_per_key
 
     def _split(self, span: Span, count: int) -> Span:
         """Split a span after its first `count` ids; returns the part before.
@@ -324,9 +335,14 @@ class BlockPool:
 
     def _forget(self, span: Span, kept: int) -> None:
         """Forget all ids of a span but the first `kept`."""
-        for key in span.keys[span.at + kept : span.at + span.count]:
+        forgotten = span.keys[span.at + kept : span.at + span.count]
+        for key in forgotten:
             del self._cached[key]
         span.count = min(kept, span.count)
+        self._evicted.update(dict.fromkeys(forgotten))
+        if len(self._evicted) > _REMEMBERED:
+            for key in list(islice(self._evicted, len(self._evicted) - _REMEMBERED // 2)):
+                del self._evicted[key]
 
 
 def _common(keys: Sequence[int], position: int, span: Span) -> int:

@@ -24,12 +24,23 @@ class GroupPlan:
         self.decodes = sum(plan.decodes for plan in given)
         self.kv_tokens = sum(plan.kv_tokens for plan in given)
         self.preempted = sum(plan.preempted for plan in given)
+        self.victims = [request for plan in given for request in plan.victims]
+        self.resumed = [request for plan in given for request in plan.resumed]
         self.swapped_out = [copy for plan in given for copy in plan.swapped_out]
+        self.swapped_in = [copy for plan in given for copy in plan.swapped_in]
         self.starved = [request for plan in given for request in plan.starved]
 
     @property
     def ending(self) -> list[Request]:
         return [request for plan in self.plans if plan is not None for request in plan.ending]
+
+    @property
+    def recomputed(self) -> int:
+        return sum(plan.recomputed for plan in self.plans if plan is not None)
+
+    @property
+    def missed(self) -> int:
+        return sum(plan.missed for plan in self.plans if plan is not None)
 
     @property
     def batches(self) -> list[Batch]:

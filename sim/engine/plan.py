@@ -31,11 +31,15 @@ class Plan:
         "ending",
         "first_tokens",
         "kv_tokens",
+        "missed",
         "preempted",
+        "recomputed",
+        "resumed",
         "spread",
         "starved",
         "swapped_in",
         "swapped_out",
+        "victims",
     )
 
     def __init__(self, budget: int) -> None:
@@ -45,6 +49,10 @@ class Plan:
         self.kv_tokens = 0  # cached tokens that the decoding sequences read, summed
         self.spread: Spread | None = None  # of them
         self.preempted = 0
+        self.victims: Sequence[Request] = ()  # who was preempted
+        self.resumed: Sequence[Request] = ()  # who had been, and was admitted again
+        self.recomputed = 0  # prefill tokens that were computed before a preemption; known once it has advanced
+        self.missed = 0  # prefill tokens that the prefix cache had, and evicted; likewise
         self.swapped_out: Sequence[BlockCopy] = ()
         self.swapped_in: Sequence[BlockCopy] = ()
         self.starved: list[Request] = []  # decoding, but left out of this step for want of budget

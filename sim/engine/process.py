@@ -15,7 +15,10 @@ from sim.engine.lockstep import GroupPlan, LockStepScheduler
 from sim.engine.plan import Plan
 from sim.engine.request import Request
 from sim.engine.scheduler import Scheduler
-from sim.results.recorder import StepRecorder
+from sim.engine.step_costs import FREE, StepCost, StepCosts
+from sim.results.recorder import EventRecorder, StepRecorder
+
+_LAWS_KEPT = 1024
 
 
 class StepTimes(Protocol):
@@ -35,6 +38,9 @@ class StepTimes(Protocol):
 
     def decode_run(self, decodes: int, kv_tokens: int, steps: int, spread: Spread | None = None) -> np.ndarray:
         """Seconds of each of `steps` decode steps in a row, bit for bit what `step` gives; a new array, (steps,)."""
+
+    def host(self, sequences: int, extra_tokens: int) -> float:
+        """Seconds of the host's part of a step; asked only where there are costs of the host."""
 
     def swap(self, out: int, into: int) -> float:
         """Seconds to copy KV blocks out of the device and into it; asked only where there are any."""
@@ -63,10 +69,13 @@ class Engine:
         config: EngineConfig,
         step_times: StepTimes,
         steps: StepRecorder,
+        events: EventRecorder,
         on_finish: Callable[[Request], None],
         *,
+        costs: StepCosts | None = None,
         leap: bool = True,
     ) -> None:
+        """`costs`: what steps take beyond `step_times`; for one engine, not for several in lock-step."""
         # Either takes back only the plans that it made.
         self.scheduler: Any = (
             Scheduler(config, spread=step_times.asks_spread)
@@ -78,7 +87,12 @@ class Engine:
         self._priority = FIRST_STEP_PRIORITY + replica
         self._step_times = step_times
         self._steps = steps
+        self._events = events
         self._on_finish = on_finish
+        self._costs = costs
+        self._cost = FREE  # of the step under way
+        self._copy_seconds = 0.0  # of it
+        self._slower: dict[tuple[int, tuple[float, float]], DecodeLaw] = {}
         self._leap = leap
         self._ahead = int(config.async_scheduling)  # steps that are scheduled before they begin
         self._idle = True
@@ -90,6 +104,8 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         matters = self.scheduler.add(request)
+        if self._costs is not None:
+            self._costs.arrived(request, self._clock.now)
         if self._idle:
             self._idle = False
             self._wake_at(self._clock.now)
@@ -104,7 +120,7 @@ class Engine:
         yield self._wake
         while True:
             start = clock.now
-            plan = scheduler.schedule(start)
+            plan = self._schedule()
             if plan is None:
                 yield self._wait_for_work()
                 continue
@@ -121,7 +137,7 @@ class Engine:
         plan: Plan | GroupPlan | None = None
         while True:
             if plan is None:  # nothing was scheduled ahead
-                plan = scheduler.schedule(clock.now)
+                plan = self._schedule()
                 if plan is None:
                     yield self._wait_for_work()
                     continue
@@ -136,7 +152,7 @@ class Engine:
                 end = decoding.end(self._leapt)
             leapt, self._leapt = self._leapt, 1  # what comes from here on is too late to cut it
             scheduler.advance(plan, leapt)
-            following = scheduler.schedule(clock.now)
+            following = self._schedule()
             self._outdated = False
             yield self._wait_until(end)
             self._outdated = self._outdated or bool(plan.ending)
@@ -146,12 +162,17 @@ class Engine:
     def _begin(self, plan: Plan | GroupPlan, start: float, steps: int) -> float:
         """Start a step, or a leap of so many; returns when it ends."""
         self._leapt = steps
+        if self._costs is not None:
+            assert isinstance(plan, Plan)
+            before, self._cost = self._cost, self._costs.begin(plan, start)
+            if self._cost.once or self._cost.steady != before.steady:
+                self._decoding = None
         if plan.chunks or plan.swapped_out or not plan.decodes:  # without any work it only preempts
             self._decoding = None
             return start + self._step(plan)
         decoding = self._decoding
         if decoding is None or plan.starved or not decoding.goes_on(plan.decodes, plan.kv_tokens):
-            decoding = self._decoding = self._decode_run(plan, start, steps)
+            decoding = self._decoding = self._decode_run(plan, start + self._cost.once, steps)
         return decoding.end(steps)
 
     def _step(self, plan: Plan | GroupPlan) -> float:
@@ -159,7 +180,26 @@ class Engine:
             seconds = self._step_times.group_step(plan.batches) if plan.chunks or plan.decodes else 0.0
             return seconds + max(self._copies(own) for own in plan.plans if own is not None)
         prefills = [(chunk.tokens, chunk.start) for chunk in plan.chunks]
-        return self._step_times.step(prefills, plan.decodes, plan.kv_tokens, plan.spread) + self._copies(plan)
+        seconds = self._step_times.step(prefills, plan.decodes, plan.kv_tokens, plan.spread)
+        cost = self._cost
+        if cost.host:
+            sequences = plan.decodes + len(prefills)
+            extra = sum(new for new, _ in prefills) - len(prefills)
+            seconds = self._with_host(seconds, self._step_times.host(sequences, extra))
+        self._copy_seconds = self._copies(plan)
+        return seconds + cost.once + cost.each + self._copy_seconds
+
+    def _with_host(self, seconds: Any, host: float) -> Any:
+        """The seconds of steps, alone or in an array, of which the host has `host`, and now more."""
+        more = self._cost.host
+        return np.maximum(seconds, host + more) if self._ahead else seconds + more
+
+    def _schedule(self) -> Any:
+        now = self._clock.now
+        plan = self.scheduler.schedule(now)
+        if plan is not None and (plan.victims or plan.resumed):
+            self._events.of_schedule(self._replica, now, plan)
+        return plan
 
     def _copies(self, plan: Plan) -> float:
         """Seconds before the step proper: what it overwrites goes out first, what it reads comes back first."""
@@ -171,10 +211,23 @@ class Engine:
     def _decode_run(self, plan: Plan | GroupPlan, start: float, steps: int) -> DecodeRun | SummedRun:
         if isinstance(plan, GroupPlan):
             return SummedRun(start, self._step_times.group_decode_run(plan.batches, steps))
-        law = self._step_times.decode_law(plan.decodes)
+        law, cost = self._step_times.decode_law(plan.decodes), self._cost
         if law is not None:
+            if cost.each or cost.host:
+                law = self._law_with(law, cost)
             return DecodeRun(start, law, plan.kv_tokens)
-        return SummedRun(start, self._step_times.decode_run(plan.decodes, plan.kv_tokens, steps, plan.spread))
+        seconds = self._step_times.decode_run(plan.decodes, plan.kv_tokens, steps, plan.spread)
+        if cost.host:
+            seconds = self._with_host(seconds, self._step_times.host(plan.decodes, 0))
+        return SummedRun(start, seconds + cost.each if cost.each else seconds)
+
+    def _law_with(self, law: DecodeLaw, cost: StepCost) -> DecodeLaw:
+        key = law.decodes, cost.steady
+        if key not in self._slower:
+            if len(self._slower) >= _LAWS_KEPT:  # costs that change all the time make ever new ones
+                self._slower.clear()
+            self._slower[key] = law.slower(cost.each, cost.host, overlaps=bool(self._ahead))
+        return self._slower[key]
 
     def _end(self, plan: Plan | GroupPlan, start: float, leapt: int) -> None:
         """The step, or leap of so many, that began at `start` has ended."""
@@ -184,6 +237,12 @@ class Engine:
         running, waiting = scheduler.running_count, scheduler.waiting_count
         finished = scheduler.complete(plan, now)
         self._steps.append(self._replica, start, now, leapt, plan, running, waiting, scheduler.blocks_held)
+        if plan.chunks or plan.swapped_out:
+            self._events.of_step(self._replica, start, plan, self._copy_seconds)
+        if self._costs is not None:
+            self._costs.end(start, leapt)
+            for request in finished:
+                self._costs.finished(request, now)
         for request in finished:
             self._on_finish(request)
 

@@ -31,7 +31,9 @@ class Request:
         "prefix_ids",
         "priority",
         "prompt_tokens",
+        "repeats_until",
         "request_id",
+        "session",
         "swapped",
         "target",
     )
@@ -45,6 +47,7 @@ class Request:
         prefix_ids: Sequence[int] = (),
         prefix_block_tokens: int = 16,
         priority: int = 0,
+        session: str | None = None,
     ) -> None:
         self.request_id = request_id
         self.arrival = arrival
@@ -53,6 +56,7 @@ class Request:
         self.prefix_ids = prefix_ids
         self.prefix_block_tokens = prefix_block_tokens
         self.priority = priority  # larger = more urgent
+        self.session = session
 
         self.holding: Holding  # its blocks, once it was added to a scheduler
         self.swapped: Swapped | None = None  # while it waits
@@ -68,3 +72,4 @@ class Request:
         self.finish: float | None = None
         self.cached_tokens = 0
         self.preemptions = 0
+        self.repeats_until = 0  # tokens that were computed when it was preempted

@@ -158,6 +158,11 @@ class Scheduler:
         for chunk in plan.chunks:
             request = chunk.request
             request.computed = chunk.start + chunk.tokens
+            if chunk.start < request.repeats_until:
+                plan.recomputed += min(request.computed, request.repeats_until) - chunk.start
+            elif request.holding.cached_anew:
+                plan.missed += min(chunk.tokens, request.holding.cached_anew * self._size)
+            request.holding.cached_anew = 0
             if chunk.last:
                 del self._prefilling[request]
                 if not request.generated:
@@ -298,6 +303,8 @@ class Scheduler:
             computed = self.context(request)
             request.generated = request.output_tokens - (request.finish_step - self._step + 1)
             self._stop_decoding(request, self._step, granted)
+        plan.victims = [*plan.victims, request]
+        request.repeats_until = max(request.repeats_until, computed)
         self._swap_out(request, computed, plan)
         resumable = computed if self.config.enable_prefix_caching else 0
         self.pool.release(request.holding, resumable_tokens=resumable)
@@ -338,6 +345,8 @@ class Scheduler:
             if request.first_scheduled is None:
                 request.first_scheduled = now
                 request.cached_tokens = hit.tokens
+            else:
+                plan.resumed = [*plan.resumed, request]
             if request.swapped is not None:
                 self._swap_in(request, request.swapped, hit.tokens, plan)
             plan.budget -= tokens

@@ -1,7 +1,7 @@
 """A fleet: arrivals → router → engines, over one request table."""
 
 from collections import defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -13,9 +13,10 @@ from sim.engine.clock import Clock
 from sim.engine.config import EngineConfig
 from sim.engine.process import Engine, StepTimes
 from sim.engine.request import Request
+from sim.engine.step_costs import StepCosts
 from sim.fleet.routers import ROUTERS
 from sim.fleet.routers.router import RouterSetting
-from sim.results.recorder import RequestRecorder, StepRecorder
+from sim.results.recorder import EventRecorder, RequestRecorder, StepRecorder
 from traces.streams import stream
 
 REJECTED = "rejected"
@@ -24,11 +25,12 @@ _REQUESTS_AT_ONCE = 8192  # rows of a trace that are Python objects at one time
 
 @dataclass(frozen=True)
 class FleetRun:
-    """What a fleet did: the tables of `sim.results.tables`, and how many events it took to simulate."""
+    """What a fleet did: the tables of `sim.results.tables`, and how many of SimPy's events it took to simulate."""
 
     requests: pl.DataFrame
     steps: pl.DataFrame
-    events: int
+    events: pl.DataFrame
+    event_count: int
 
 
 class Fleet:
@@ -43,10 +45,12 @@ class Fleet:
         replicas: int = 1,
         router: str = "round_robin",
         seed: int = 0,
+        costs: Callable[[int, EventRecorder], StepCosts | None] = lambda replica, events: None,
         leap: bool = True,
     ) -> None:
         """`requests` has the columns of `traces.table`. Every request must fit an engine or be over its
-        `max_model_len`, in which case the engine rejects it on arrival, as vLLM does.
+        `max_model_len`, in which case the engine rejects it on arrival, as vLLM does. `costs` makes what a replica's
+        steps take beyond `step_times`.
 
         Raises:
             UserError: a request that no engine could ever finish.
@@ -57,11 +61,22 @@ class Fleet:
         self._trace = requests
         self._records = RequestRecorder(requests["prompt_tokens"].to_numpy(), requests["output_tokens"].to_numpy())
         self._steps = StepRecorder()
+        self._events = EventRecorder()
         setting = RouterSetting(replicas, stream(seed, "router"), engine.kv_blocks * engine.block_size)
         self._router = ROUTERS[router](setting)
         self._outstanding = [0] * replicas
         self._engines = [
-            Engine(self._clock, replica, engine, step_times, self._steps, self._finished, leap=leap)
+            Engine(
+                self._clock,
+                replica,
+                engine,
+                step_times,
+                self._steps,
+                self._events,
+                self._finished,
+                costs=costs(replica, self._events),
+                leap=leap,
+            )
             for replica in range(replicas)
         ]
         self._turns = _turns_after(requests)
@@ -70,7 +85,7 @@ class Fleet:
     def run(self) -> FleetRun:
         """Simulate until nothing is left to do."""
         events = self._clock.run_out()
-        return FleetRun(self._records.table(), self._steps.take_table(), events)
+        return FleetRun(self._records.table(), self._steps.take_table(), self._events.take_table(), events)
 
     def _arrivals(self) -> Generator[simpy.Event, None, None]:
         clock = self._clock
@@ -120,7 +135,7 @@ def _make_requests(rows: pl.DataFrame) -> Generator[Request, None, None]:
             return part[name].fill_null(default).to_list() if name in part.columns else repeat(default)
 
         ids = part["prefix_ids"].to_list() if "prefix_ids" in part.columns else repeat(None)
-        for request_id, arrival, prompt_tokens, output_tokens, prefix_ids, block_tokens, priority in zip(
+        for request_id, arrival, prompt_tokens, output_tokens, prefix_ids, block_tokens, priority, session in zip(
             part["request_id"].to_list(),
             column("arrival", 0.0),
             part["prompt_tokens"].to_list(),
@@ -128,9 +143,12 @@ def _make_requests(rows: pl.DataFrame) -> Generator[Request, None, None]:
             ids,
             column("prefix_block_tokens", 16),
             column("priority", 0),
+            part["session"].to_list() if "session" in part.columns else repeat(None),
             strict=False,
         ):
-            yield Request(request_id, arrival, prompt_tokens, output_tokens, prefix_ids or (), block_tokens, priority)
+            yield Request(
+                request_id, arrival, prompt_tokens, output_tokens, prefix_ids or (), block_tokens, priority, session
+            )
 
 
 def _turns_after(requests: pl.DataFrame) -> dict[int, list[tuple[Request, float]]]:

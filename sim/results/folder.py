@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,13 @@ from ground.assumption import Assumption
 from ground.errors import UserError
 from ground.folder import new_folder
 from sim.results.report import write_report
-from sim.results.tables import REQUESTS, STEPS
+from sim.results.tables import EVENTS, MEMORY, REQUESTS, SESSIONS, STEPS
 
 
 @dataclass
 class Run:
-    """What a simulated or measured run left. `requests` and `steps` have the columns of `sim.results.tables`, and
-    perhaps more after them; `metrics` is the result of `sim.results.metrics.compute`; `scenario` is as resolved."""
+    """What a simulated or measured run left. The tables have the columns of `sim.results.tables`, and perhaps more
+    after them; `metrics` is the result of `sim.results.metrics.compute`; `scenario` is as resolved."""
 
     requests: pl.DataFrame
     steps: pl.DataFrame
@@ -29,32 +29,34 @@ class Run:
     scenario: dict[str, Any]
     assumptions: list[Assumption]
     name: str = "run"
+    events: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=EVENTS))
+    memory: pl.DataFrame | None = None  # where the device's memory was modelled
+    sessions: pl.DataFrame | None = None  # where KV blocks were kept for idle sessions
 
 
-def write_run(
-    folder: Path,
-    *,
-    requests: pl.DataFrame,
-    steps: pl.DataFrame,
-    metrics: dict[str, Any],
-    scenario: dict[str, Any],
-    assumptions: Sequence[Assumption],
-    force: bool = False,
-) -> None:
-    """Write `requests.parquet`, `steps.parquet`, `metrics.json`, `scenario.yaml`, `assumptions.json`, `report.html`.
+# Attribute of a run → the columns of its table, where it has one.
+_OPTIONAL = {"memory": MEMORY, "sessions": SESSIONS}
+
+
+def write_run(folder: Path, run: Run, *, force: bool = False) -> None:
+    """Write `metrics.json`, `scenario.yaml`, `assumptions.json`, `report.html`, and each table as Parquet.
 
     The folder appears under its name only when all of them are complete. Equal tables give equal bytes.
 
     Raises:
         UserError: the folder exists and is not empty (without `force`), or cannot be written.
     """
-    run = Run(requests, steps, metrics, scenario, list(assumptions), name=folder.name)
+    run = replace(run, name=folder.name)
     with new_folder(folder, force=force) as partial:
-        write_table(requests, REQUESTS, partial / "requests.parquet")
-        write_table(steps, STEPS, partial / "steps.parquet")
-        _write_json(metrics, partial / "metrics.json")
-        _write_json([asdict(assumption) for assumption in assumptions], partial / "assumptions.json")
-        text = yaml.safe_dump(scenario, sort_keys=False, allow_unicode=True)
+        write_table(run.requests, REQUESTS, partial / "requests.parquet")
+        write_table(run.steps, STEPS, partial / "steps.parquet")
+        write_table(run.events, EVENTS, partial / "events.parquet")
+        for name, columns in _OPTIONAL.items():
+            if (table := getattr(run, name)) is not None:
+                write_table(table, columns, partial / f"{name}.parquet")
+        _write_json(run.metrics, partial / "metrics.json")
+        _write_json([asdict(assumption) for assumption in run.assumptions], partial / "assumptions.json")
+        text = yaml.safe_dump(run.scenario, sort_keys=False, allow_unicode=True)
         (partial / "scenario.yaml").write_text(text, encoding="utf-8")
         write_report(run, partial / "report.html")
 
@@ -75,6 +77,12 @@ def read_run(folder: Path) -> Run:
         scenario=_read_text(folder / "scenario.yaml", yaml.safe_load, dict),
         assumptions=_read_assumptions(folder / "assumptions.json"),
         name=folder.resolve().name,
+        events=read_table(folder / "events.parquet", EVENTS),
+        **{
+            name: read_table(folder / f"{name}.parquet", columns)
+            for name, columns in _OPTIONAL.items()
+            if (folder / f"{name}.parquet").exists()
+        },
     )
 
 

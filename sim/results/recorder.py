@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from sim.results.tables import REQUESTS, STEPS
+from sim.results.tables import EVENT_KINDS, EVENTS, REQUESTS, STEPS
 
 _NOT_YET = float("nan")
 
@@ -77,12 +77,22 @@ _RECORD = np.dtype([(name, _CODES[dtype]) for name, dtype in STEPS.items()])
 
 
 class StepPlan(Protocol):
-    """What the steps table takes of a plan (`sim.engine.plan.Plan`)."""
+    """What the steps and events tables take of a plan (`sim.engine.plan.Plan`)."""
 
     chunks: list[Any]  # each with its `tokens`
     decodes: int
     kv_tokens: int
     preempted: int
+    victims: Any  # requests
+    resumed: Any
+    swapped_out: Any  # each with its `host` blocks
+    swapped_in: Any
+
+    @property
+    def recomputed(self) -> int: ...
+
+    @property
+    def missed(self) -> int: ...
 
 
 class StepRecorder:
@@ -125,3 +135,76 @@ class StepRecorder:
         rows, self._rows = np.frombuffer(self._rows, dtype=_RECORD), bytearray()
         order = np.lexsort((rows["replica"], rows["start"]))
         return pl.DataFrame({name: rows[name][order] for name in STEPS}, schema=STEPS)
+
+
+_EVENT = Struct("=diiqdq")
+_EVENT_RECORD = np.dtype(
+    [("time", "d"), ("replica", "i"), ("kind", "i"), ("request_id", "q"), ("seconds", "d"), ("amount", "q")]
+)
+_KINDS = tuple(EVENT_KINDS)
+_CODE = {kind: code for code, kind in enumerate(_KINDS)}
+
+
+class EventRecorder:
+    """The events table, appended in the order in which things happen."""
+
+    def __init__(self) -> None:
+        self._rows = bytearray()
+        self._details: dict[int, str] = {}  # row → text, where there is one
+
+    def append(
+        self,
+        time: float,
+        replica: int,
+        kind: str,
+        *,
+        request_id: int | None = None,
+        seconds: float | None = None,
+        amount: int | None = None,
+        detail: str | None = None,
+    ) -> None:
+        """One row; the arguments are columns of `tables.EVENTS`, and `kind` is one of `tables.EVENT_KINDS`."""
+        if detail is not None:
+            self._details[len(self._rows) // _EVENT.size] = detail
+        self._rows += _EVENT.pack(
+            time,
+            replica,
+            _CODE[kind],
+            -1 if request_id is None else request_id,
+            _NOT_YET if seconds is None else seconds,
+            -1 if amount is None else amount,
+        )
+
+    def of_step(self, replica: int, start: float, plan: StepPlan, copy_seconds: float | None = None) -> None:
+        """What a step that began at `start` computed again, and copied."""
+        if plan.recomputed:
+            self.append(start, replica, "recomputed", amount=plan.recomputed)
+        if plan.missed:
+            self.append(start, replica, "missed", amount=plan.missed)
+        blocks = sum(len(copy.host) for copies in (plan.swapped_out, plan.swapped_in) for copy in copies)
+        if blocks:
+            self.append(start, replica, "copy", seconds=copy_seconds, amount=blocks)
+
+    def of_schedule(self, replica: int, now: float, plan: StepPlan) -> None:
+        """Whom the scheduler, asked at `now`, preempted and admitted again."""
+        for kind, requests in (("preempted", plan.victims), ("resumed", plan.resumed)):
+            for request in requests:
+                self.append(now, replica, kind, request_id=request.request_id, amount=request.repeats_until)
+
+    def take_table(self) -> pl.DataFrame:
+        """With the columns of `tables.EVENTS`, in order of (time, replica). The recorder is empty afterwards."""
+        rows, self._rows = np.frombuffer(self._rows, dtype=_EVENT_RECORD), bytearray()
+        details, self._details = self._details, {}
+        counts = {name: pl.Series(rows[name]) for name in ("request_id", "amount")}
+        table = pl.DataFrame(
+            {
+                "time": rows["time"],
+                "replica": rows["replica"],
+                "kind": np.array(_KINDS)[rows["kind"]],
+                "seconds": pl.Series(rows["seconds"], nan_to_null=True),
+                "detail": pl.Series([details.get(row) for row in range(len(rows))], dtype=pl.String),
+                **{name: column.set(column < 0, None) for name, column in counts.items()},
+            }
+        )
+        columns = [pl.col(name).cast(kind) for name, kind in EVENTS.items()]
+        return table.select(columns).sort("time", "replica", maintain_order=True)

@@ -36,3 +36,56 @@ STEPS: dict[str, pl.DataType] = {
     "kv_blocks": pl.Int32(),  # blocks held by requests at the end
     "preempted": pl.Int32(),
 }
+
+# What happened beside the steps. Columns that mean nothing to a kind are null.
+EVENTS: dict[str, pl.DataType] = {
+    "time": pl.Float64(),  # when it began; where a step waited for it, the start of that step's row
+    "replica": pl.Int32(),
+    "kind": pl.String(),  # one of `EVENT_KINDS`
+    "request_id": pl.Int64(),
+    "seconds": pl.Float64(),  # that the step, or where there is a request_id the request, waited for it
+    "amount": pl.Int64(),
+    "detail": pl.String(),
+}
+
+# Kind → what `amount` counts, and what it is.
+EVENT_KINDS: dict[str, tuple[str, str]] = {
+    "preempted": ("tokens", "a running request lost its blocks and waits to be admitted again"),
+    "resumed": ("tokens", "it was admitted again"),
+    "recomputed": ("tokens", "of a step's prefill: the request had them before it was preempted"),
+    "missed": ("tokens", "of a step's prefill: the prefix cache had held them, and evicted them"),
+    "copy": ("blocks", "KV blocks copied between device and host memory before a step"),
+    "graph": ("bytes", "a shape met for the first time, or again after it was dropped, was captured or compiled"),
+    "allocator": ("bytes", "the device allocator asked the driver for memory or gave some back"),
+    "host": ("sessions", "host work beyond what a step takes with few sessions"),
+    "restart": ("bytes", "out of memory: the engine was started anew"),
+    "session_evicted": ("blocks", "the KV blocks kept for an idle session were given up"),
+    "model_load": ("bytes", "a request waited for the weights of its model"),
+}
+
+# The device's memory over time, where it is modelled: bytes, as in `sim.engine.allocator.allocator.MemoryStats`.
+MEMORY: dict[str, pl.DataType] = {
+    "time": pl.Float64(),
+    "replica": pl.Int32(),
+    "requested": pl.Int64(),
+    "allocated": pl.Int64(),
+    "active": pl.Int64(),
+    "reserved": pl.Int64(),
+    "inactive_split": pl.Int64(),
+    "largest_free": pl.Int64(),
+    "leaked": pl.Int64(),  # of the allocated: retained and never used again
+    "graphs": pl.Int64(),  # of the allocated: held by captured graphs
+}
+
+# One row a session of a run that keeps KV blocks for idle sessions.
+SESSIONS: dict[str, pl.DataType] = {
+    "session": pl.String(),
+    "replica": pl.Int32(),
+    "turns": pl.Int32(),
+    "first": pl.Float64(),  # its first turn was admitted
+    "last": pl.Float64(),  # its last turn finished
+    "peak_blocks": pl.Int32(),  # that it held at once, busy or idle
+    "idle_block_seconds": pl.Float64(),  # blocks kept while idle, times seconds
+    "evictions": pl.Int32(),
+    "missed_tokens": pl.Int64(),  # computed again because they had been evicted
+}

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from ground.errors import UserError
 from ground.spec import Spec, check_spec, read_yaml
 from sim.engine.config import EngineLimits
+from sim.engine.host_work import HostWorkSettings
 from sim.engine.presets import GRAPHS_DECODE_ONLY, PRESETS, capture_sizes
 from sim.fleet.routers import ROUTERS
 from sim.results.slo import Slo
@@ -36,6 +37,7 @@ class EngineSettings(EngineLimits):
     host_overhead: float | None = Field(
         default=None, ge=0, description="seconds of a step's host work, where the profile did not measure it"
     )
+    host_work: HostWorkSettings | None = None
     model_skew: bool = Field(default=True, description="whether unequal contexts make decode attention slower")
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     kv_blocks: int | None = Field(default=None, gt=0, description="blocks; predicted from the memory if not given")

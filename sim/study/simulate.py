@@ -15,9 +15,12 @@ from calibrate.profile import Profile, load_profile
 from ground.assumption import Assumption
 from ground.errors import UserError
 from sim.engine.config import EngineConfig
+from sim.engine.host_work import HostWork
+from sim.engine.step_costs import CostSource, StepCosts
 from sim.fleet.fleet import Fleet, FleetRun
 from sim.results import metrics
 from sim.results.folder import Run
+from sim.results.recorder import EventRecorder
 from sim.study.scenario import EngineSettings, Scenario
 from traces.source import TraceSource
 from traces.table import Trace
@@ -106,7 +109,16 @@ def run_fleet(scenario: Scenario, trace: Trace, deployment: Deployment) -> Fleet
         replicas=scenario.fleet.replicas,
         router=scenario.fleet.router,
         seed=scenario.seed,
+        costs=lambda replica, events: _costs(scenario.engine, replica, events),
     ).run()
+
+
+def _costs(settings: EngineSettings, replica: int, events: EventRecorder) -> StepCosts | None:
+    """What one replica's steps take beyond their kernels; None where nothing of it is switched on."""
+    sources: list[CostSource] = []
+    if settings.host_work is not None:
+        sources.append(HostWork(settings.host_work, replica, events))
+    return StepCosts(sources) if sources else None
 
 
 def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
@@ -138,4 +150,4 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
         gpu_hour_price=scenario.gpu_hour_price,
         kv_blocks_total=deployment.config.kv_blocks * scenario.engine.data_parallel * scenario.fleet.replicas,
     )
-    return Run(result.requests, result.steps, numbers, scenario.resolved(), assumptions)
+    return Run(result.requests, result.steps, numbers, scenario.resolved(), assumptions, events=result.events)

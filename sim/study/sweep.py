@@ -159,15 +159,7 @@ def _write_results(study: Study, settings: list[dict[str, Any]], points: list[Po
 
 
 def _write_full_run(scenario: Scenario, folder: Path) -> None:
-    run = simulate(scenario)
-    write_run(
-        folder,
-        requests=run.requests,
-        steps=run.steps,
-        metrics=run.metrics,
-        scenario=run.scenario,
-        assumptions=run.assumptions,
-    )
+    write_run(folder, simulate(scenario))
 
 
 def _points_table(study: Study, settings: list[dict[str, Any]], points: list[Point]) -> pl.DataFrame:

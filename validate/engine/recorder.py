@@ -7,7 +7,7 @@ from typing import Any
 from sim.engine.plan import Plan
 from sim.engine.request import Request
 from sim.engine.scheduler import Scheduler
-from sim.results.recorder import StepRecorder
+from sim.results.recorder import EventRecorder, StepRecorder
 from validate.recording import Lateness, Recording, request_table
 
 
@@ -18,6 +18,7 @@ class Recorder:
         self._requests: dict[int, Request] = {}
         self._rejected: set[int] = set()
         self._steps = StepRecorder()
+        self._events = EventRecorder()
         self._lateness: list[float] = []
         self._forward = 0.0
         self._busy = 0.0
@@ -55,12 +56,18 @@ class Recorder:
         self._busy += end - start
         self._forward += forward
         self._steps.append(0, start, end, 1, plan, running, waiting, scheduler.blocks_held)
+        self._events.of_step(0, start, plan)
+
+    def scheduled(self, plan: Plan, now: float) -> None:
+        """The scheduler was asked at `now`."""
+        self._events.of_schedule(0, now, plan)
 
     def recording(self, rows: list[dict[str, Any]]) -> Recording:
         """The tables; `rows` is the whole trace, so requests that never arrived are in them too."""
         return Recording(
             requests=request_table(self._row(row) for row in rows),
             steps=self._steps.take_table(),
+            events=self._events.take_table(),
             lateness=Lateness.of(self._lateness),
             engine={
                 "steps": self._count,

@@ -11,7 +11,7 @@ from run_tables import queue_run
 
 from ground.assumption import Assumption
 from ground.errors import UserError
-from sim.results.folder import read_run, write_run
+from sim.results.folder import Run, read_run, write_run
 from sim.results.metrics import compute
 from sim.results.slo import Slo
 
@@ -22,9 +22,7 @@ SCENARIO = {"name": "tëst", "engine": {"max_num_seqs": 16, "capture": [1, 2]}, 
 
 def write(folder: Path, requests: pl.DataFrame, steps: pl.DataFrame, **more: Any) -> None:
     metrics = compute(requests, steps, slo=Slo(ttft=0.5), gpus=2, gpu_hour_price=None, kv_blocks_total=None)
-    write_run(
-        folder, requests=requests, steps=steps, metrics=metrics, scenario=SCENARIO, assumptions=ASSUMPTIONS, **more
-    )
+    write_run(folder, Run(requests, steps, metrics, SCENARIO, ASSUMPTIONS), **more)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,71 @@
+"""What a step takes beyond its kernels: the sources of it that a scenario switches on, added up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from sim.engine.plan import Plan
+from sim.engine.request import Request
+
+
+class StepCost(NamedTuple):
+    """Seconds.
+
+    Attributes:
+        once: before this step's kernels.
+        each: that this step takes longer, and every equal one after it.
+        host: the same of the host, hidden behind the device where the engine overlaps the two.
+    """
+
+    once: float = 0.0
+    each: float = 0.0
+    host: float = 0.0
+
+    @property
+    def steady(self) -> tuple[float, float]:
+        """What equal steps cost."""
+        return self.each, self.host
+
+
+FREE = StepCost()
+
+
+class CostSource(Protocol):
+    """Something that makes steps take longer. It writes its own events."""
+
+    def begin(self, plan: Plan, now: float) -> StepCost:
+        """What the step that begins costs. Equal steps that follow it cost only `each` and `host`; it need not be asked
+        for them, and says the same if it is."""
+
+    def end(self, start: float, steps: int) -> None:
+        """The step that began at `start`, and `steps - 1` equal ones after it, have ended."""
+
+    def arrived(self, request: Request, now: float) -> None:
+        """A request came to the engine."""
+
+    def finished(self, request: Request, now: float) -> None:
+        """It was answered."""
+
+
+class StepCosts:
+    """All sources of one engine."""
+
+    def __init__(self, sources: Sequence[CostSource]) -> None:
+        self._sources = sources
+
+    def begin(self, plan: Plan, now: float) -> StepCost:
+        costs = [source.begin(plan, now) for source in self._sources]
+        return StepCost(*(sum(parts) for parts in zip(*costs, strict=True)))
+
+    def end(self, start: float, steps: int) -> None:
+        for source in self._sources:
+            source.end(start, steps)
+
+    def arrived(self, request: Request, now: float) -> None:
+        for source in self._sources:
+            source.arrived(request, now)
+
+    def finished(self, request: Request, now: float) -> None:
+        for source in self._sources:
+            source.finished(request, now)
