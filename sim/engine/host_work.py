@@ -29,15 +29,20 @@ class HostWorkSettings(Spec):
 
 
 class HostWork:
-    """A cost of steps (`sim.engine.step_costs.CostSource`). A request without a session is one by itself."""
+    """A cost of steps (`sim.engine.step_costs.CostSource`).
+
+    A session is known from the admission of its first request on; a request without one is one by itself. Who is
+    forgotten is looked up where the batch changes.
+    """
 
     def __init__(self, settings: HostWorkSettings, replica: int, events: EventRecorder) -> None:
         self._settings = settings
         self._replica = replica
         self._events = events
-        self._busy: dict[str, int] = {}  # session → its requests under way
+        self._busy: dict[str, set[int]] = {}  # session → its requests under way
         self._idle: OrderedDict[str, float] = OrderedDict()  # session → since when
-        self._running = 0
+        self._changed = True  # the batch, since the step before
+        self._decodes = 0
         self._cost = StepCost()
 
     @property
@@ -46,32 +51,41 @@ class HostWork:
         return len(self._busy) + len(self._idle)
 
     def begin(self, plan: Plan, now: float) -> StepCost:
-        settings = self._settings
-        if settings.forget_after is not None:
-            while self._idle and next(iter(self._idle.values())) + settings.forget_after <= now:
-                self._idle.popitem(last=False)
-        running = plan.decodes + len(plan.chunks)
-        seconds = settings.per_step + settings.per_running * running + settings.per_session * self.sessions
-        self._cost = StepCost(host=seconds)
+        if self._changed or plan.chunks or plan.preempted or plan.decodes != self._decodes:
+            self._changed, self._decodes = False, plan.decodes
+            self._meet(plan)
+            self._forget(now)
+            settings = self._settings
+            running = plan.decodes + len(plan.chunks)
+            self._cost = StepCost(
+                host=settings.per_step + settings.per_running * running + settings.per_session * self.sessions
+            )
         return self._cost
 
     def end(self, start: float, steps: int) -> None:
-        seconds = self._cost.host * steps
-        if seconds:
-            self._events.append(start, self._replica, "host", seconds=seconds, amount=self.sessions)
-
-    def arrived(self, request: Request, now: float) -> None:
-        session = _session(request)
-        self._idle.pop(session, None)
-        self._busy[session] = self._busy.get(session, 0) + 1
+        if self._cost.host:
+            self._events.append(start, self._replica, "host", seconds=self._cost.host * steps, amount=self.sessions)
 
     def finished(self, request: Request, now: float) -> None:
+        self._changed = True
         session = _session(request)
-        self._busy[session] -= 1
-        if not self._busy[session]:
+        under_way = self._busy[session]
+        under_way.remove(request.request_id)
+        if not under_way:
             del self._busy[session]
             if request.session is not None:
                 self._idle[session] = now
+
+    def _meet(self, plan: Plan) -> None:
+        for chunk in plan.chunks:
+            session = _session(chunk.request)
+            self._idle.pop(session, None)
+            self._busy.setdefault(session, set()).add(chunk.request.request_id)
+
+    def _forget(self, now: float) -> None:
+        limit = self._settings.forget_after
+        while limit is not None and self._idle and next(iter(self._idle.values())) + limit <= now:
+            self._idle.popitem(last=False)
 
 
 def _session(request: Request) -> str:

@@ -104,8 +104,6 @@ class Engine:
 
     def submit(self, request: Request) -> None:
         matters = self.scheduler.add(request)
-        if self._costs is not None:
-            self._costs.arrived(request, self._clock.now)
         if self._idle:
             self._idle = False
             self._wake_at(self._clock.now)

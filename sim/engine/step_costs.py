@@ -16,11 +16,14 @@ class StepCost(NamedTuple):
         once: before this step's kernels.
         each: that this step takes longer, and every equal one after it.
         host: the same of the host, hidden behind the device where the engine overlaps the two.
+        restart: the step fails. It computes nothing and takes `once` seconds, in which the engine starts anew
+            (`Scheduler.reset`); its `end` is not told.
     """
 
     once: float = 0.0
     each: float = 0.0
     host: float = 0.0
+    restart: bool = False
 
     @property
     def steady(self) -> tuple[float, float]:
@@ -32,7 +35,11 @@ FREE = StepCost()
 
 
 class CostSource(Protocol):
-    """Something that makes steps take longer. It writes its own events."""
+    """Something that makes steps take longer. It writes its own events.
+
+    Whether many equal steps are one event or one each must not show: what a step costs may change only where the batch
+    does, not with the clock or with what waits.
+    """
 
     def begin(self, plan: Plan, now: float) -> StepCost:
         """What the step that begins costs. Equal steps that follow it cost only `each` and `host`; it need not be asked
@@ -40,9 +47,6 @@ class CostSource(Protocol):
 
     def end(self, start: float, steps: int) -> None:
         """The step that began at `start`, and `steps - 1` equal ones after it, have ended."""
-
-    def arrived(self, request: Request, now: float) -> None:
-        """A request came to the engine."""
 
     def finished(self, request: Request, now: float) -> None:
         """It was answered."""
@@ -55,16 +59,20 @@ class StepCosts:
         self._sources = sources
 
     def begin(self, plan: Plan, now: float) -> StepCost:
-        costs = [source.begin(plan, now) for source in self._sources]
-        return StepCost(*(sum(parts) for parts in zip(*costs, strict=True)))
+        """The sum of all. A source with which the step fails is the last one asked."""
+        once = each = host = 0.0
+        for source in self._sources:
+            cost = source.begin(plan, now)
+            once += cost.once
+            each += cost.each
+            host += cost.host
+            if cost.restart:
+                return StepCost(once, restart=True)
+        return StepCost(once, each, host)
 
     def end(self, start: float, steps: int) -> None:
         for source in self._sources:
             source.end(start, steps)
-
-    def arrived(self, request: Request, now: float) -> None:
-        for source in self._sources:
-            source.arrived(request, now)
 
     def finished(self, request: Request, now: float) -> None:
         for source in self._sources:

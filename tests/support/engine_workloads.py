@@ -40,6 +40,9 @@ class LinearStepTimes:
         kv = kv_tokens + decodes * np.arange(steps)
         return self.base + self.per_token * decodes + self.per_kv * kv
 
+    def host(self, sequences: int, extra_tokens: int) -> float:
+        return 0.0
+
     def swap(self, out: int, into: int) -> float:
         return 0.000_3 * out + 0.000_2 * into
 

@@ -1,0 +1,91 @@
+"""What the events table says beside the steps: who was preempted, and which tokens were computed again and why."""
+
+import polars as pl
+from engine_workloads import LinearStepTimes, configs, traces
+from hypothesis import given, settings
+
+from sim.engine.config import EngineConfig
+from sim.fleet.fleet import Fleet
+from sim.results.recorder import EventRecorder
+from sim.results.tables import EVENTS
+
+
+def total(events: pl.DataFrame, kind: str) -> int:
+    return int(events.filter(pl.col("kind") == kind)["amount"].sum())
+
+
+@settings(max_examples=150, deadline=None)
+@given(configs(block_size=4), traces())
+def test_every_token_is_computed_once_but_for_those_that_are_told(config: EngineConfig, trace: pl.DataFrame) -> None:
+    result = Fleet(trace, config, LinearStepTimes()).run()
+    steps, requests, events = result.steps, result.requests, result.events
+    computed = int((steps["steps"] * steps["decode_seqs"]).sum()) + int(steps["prefill_tokens"].sum())
+    needed = int((requests["prompt_tokens"] + requests["output_tokens"] - 1 - requests["cached_tokens"]).sum())
+    assert computed == needed + total(events, "recomputed")
+    assert total(events, "missed") <= int(steps["prefill_tokens"].sum())
+    if not config.enable_prefix_caching:
+        assert total(events, "missed") == 0
+
+
+@settings(max_examples=150, deadline=None)
+@given(configs(block_size=4), traces())
+def test_who_is_preempted_waits_until_he_is_admitted_again(config: EngineConfig, trace: pl.DataFrame) -> None:
+    result = Fleet(trace, config, LinearStepTimes()).run()
+    finish = dict(result.requests.select("request_id", "finish").iter_rows())
+    for (request_id,), events in result.events.filter(pl.col("request_id").is_not_null()).group_by("request_id"):
+        kinds = events["kind"].to_list()
+        assert kinds == ["preempted", "resumed"] * (len(kinds) // 2)
+        assert events["time"].is_sorted()
+        assert events["time"][-1] <= finish[request_id]
+    told = result.events.filter(pl.col("kind") == "preempted")
+    assert len(told) <= int(result.requests["preemptions"].sum())  # one with its last token under way does not wait
+
+
+def trace_of(prompts: list[list[int]]) -> pl.DataFrame:
+    """Requests one after the other, each of whole blocks of 4 tokens and one token more."""
+    count = len(prompts)
+    return pl.DataFrame(
+        {
+            "request_id": range(count),
+            "arrival": [10.0 * i for i in range(count)],
+            "prompt_tokens": [4 * len(ids) + 1 for ids in prompts],
+            "output_tokens": [1] * count,
+            "prefix_ids": prompts,
+            "prefix_block_tokens": [4] * count,
+        }
+    )
+
+
+def missed(prompts: list[list[int]], blocks: int) -> list[tuple[float, int]]:
+    config = EngineConfig(kv_blocks=blocks, block_size=4)
+    result = Fleet(trace_of(prompts), config, LinearStepTimes()).run()
+    return result.events.filter(pl.col("kind") == "missed").select("time", "amount").rows()
+
+
+def test_a_prefix_that_was_evicted_is_missed() -> None:
+    prompts = [[1, 2, 3], [11, 12, 13, 14], [1, 2, 3, 4]]
+    assert missed(prompts, blocks=100) == []
+    # Six blocks: the second request takes the two free ones, and evicts from the end of the first one's prefix.
+    assert missed(prompts, blocks=6) == [(20.0, 8)]
+
+
+def test_a_prefix_that_nobody_had_is_not_missed() -> None:
+    assert missed([[1, 2], [11, 12, 13, 14], [21, 22], [31, 32, 33]], blocks=6) == []
+
+
+def test_no_events_make_an_empty_table() -> None:
+    table = EventRecorder().take_table()
+    assert (len(table), dict(table.schema)) == (0, EVENTS)
+
+
+def test_events_come_in_order_of_time_and_keep_what_they_were_told() -> None:
+    recorder = EventRecorder()
+    recorder.append(2.0, 1, "graph", seconds=0.25, amount=7, detail="512")
+    recorder.append(2.0, 0, "preempted", request_id=0, amount=0)
+    recorder.append(1.0, 1, "restart", seconds=0.0)
+    assert recorder.take_table().rows() == [
+        (1.0, 1, "restart", None, 0.0, None, None),
+        (2.0, 0, "preempted", 0, None, 0, None),
+        (2.0, 1, "graph", None, 0.25, 7, "512"),
+    ]
+    assert len(recorder.take_table()) == 0
