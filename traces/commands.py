@@ -14,9 +14,10 @@ from ground.errors import UserError
 from traces import scaling
 from traces.dequantise import dequantise as spread_arrivals
 from traces.describe import CAPACITIES, arrival_times, describe
-from traces.loading import formats, read
+from traces.loading import formats, read, read_as_recorded
 from traces.picture import draw, rate_over_time
 from traces.synth import generate, load_spec
+from traces.synth.arrivals_text import parse_arrivals
 from traces.table import Trace
 from traces.writing import Layout, write
 
@@ -61,7 +62,7 @@ def info(
     as_json: bool,
 ) -> None:
     """Show rates, burstiness, token percentiles and prefix reuse of FILE."""
-    loaded = read(file, format, _parse_map(column_map), allow_unsorted=allow_unsorted)
+    loaded = read_as_recorded(file, format, _parse_map(column_map), allow_unsorted=allow_unsorted)
     description = describe(loaded)
     if as_json:
         click.echo(json.dumps(description, indent=2, allow_nan=False))
@@ -78,6 +79,11 @@ def info(
 @_format
 @_map
 @_unsorted
+@click.option(
+    "--session-arrivals",
+    metavar="PROCESS:RATE",
+    help="Start the sessions of a source without a common clock, such as poisson:0.05 or gamma:0.05,cv=2 (per second).",
+)
 @click.option("--dequantise", is_flag=True, help="Spread arrivals that share a coarse time stamp.")
 @click.option("--first-seconds", type=float, help="Keep what arrives in the first so many seconds.")
 @click.option("--first-requests", type=int, help="Keep the first so many requests.")
@@ -92,6 +98,7 @@ def convert(
     format: str | None,
     column_map: tuple[str, ...],
     allow_unsorted: bool,
+    session_arrivals: str | None,
     dequantise: bool,
     first_seconds: float | None,
     first_requests: int | None,
@@ -103,9 +110,12 @@ def convert(
 ) -> None:
     """Read FILE, cut and scale it, write OUT (.parquet, .csv or .jsonl).
 
-    Steps are taken in the order of the options above: dequantise, first, stretch, thin, copies.
+    Steps are taken in the order of the options above: session arrivals, dequantise, first, stretch, thin, copies.
     """
-    result = read(file, format, _parse_map(column_map), allow_unsorted=allow_unsorted)
+    process = None if session_arrivals is None else parse_arrivals(session_arrivals, "--session-arrivals")
+    result = read(
+        file, format, _parse_map(column_map), allow_unsorted=allow_unsorted, session_arrivals=process, seed=seed
+    )
     if dequantise:
         result = spread_arrivals(result, seed)
     if first_seconds is not None or first_requests is not None:
@@ -154,35 +164,59 @@ def _print(loaded: Trace, description: dict[str, Any]) -> None:
     for name, value in (
         ("format", loaded.format),
         ("requests", f"{description['requests']:,} of {loaded.rows_read:,} rows; dropped: {dropped}"),
-        ("span", f"{arrivals['span_seconds']:,.1f} s"),
-        ("rate", f"{_show(arrivals['rate_mean'])} /s mean, {_peaks(arrivals)}"),
-        ("burstiness", f"gap CV {_show(arrivals['gap_cv'])}, IoD {_iods(arrivals)} (Poisson: 1)"),
-        ("sessions", None if description["sessions"] is None else f"{description['sessions']:,}"),
-        (
-            "closed loop",
-            f"{description['closed_loop_requests']:,} turns" if description["closed_loop_requests"] else None,
-        ),
+        *_arrival_facts(arrivals),
+        ("sessions", _sessions(description)),
+        ("closed loop", _closed_loop(description)),
         ("notes", ", ".join(loaded.notes) or None),
     ):
         if value is not None:
             facts.add_row(name, value.replace("[", r"\["))
     console.print(facts)
-    _, rate = rate_over_time(arrival_times(loaded), 60)
-    console.print(f"\nrate  {sparkline(rate.tolist())}  0 … {max(rate):.2f} /s", highlight=False)
+    if arrivals is not None:
+        _, rate = rate_over_time(arrival_times(loaded), 60)
+        console.print(f"\nrate  {sparkline(rate.tolist())}  0 … {max(rate):.2f} /s", highlight=False)
 
     lengths = Table("tokens", *("mean", "p50", "p90", "p99", "max"), box=None)
     for name in ("prompt", "output"):
         lengths.add_row(name, *(f"{value:,.0f}" for value in tokens[name].values()))
     console.print()
     console.print(lengths)
-    if reuse is not None:
+    if reuse is not None and reuse["lru_blocks"] is not None:
         caches = Table("prefix cache", *(f"{capacity:,}" for capacity in CAPACITIES), "no limit", box=None)
         shares = [*reuse["lru_blocks"].values(), reuse["blocks"]]
         caches.add_row("prompt blocks found", *(f"{share:.1%}" for share in shares))
         console.print()
         console.print(caches)
+    if reuse is not None:
         sizes = ", ".join(map(str, reuse["block_tokens"]))
-        console.print(f"capacity in blocks of {sizes} tokens; {reuse['tokens']:.1%} of prompt tokens were seen before")
+        console.print(f"\nblocks of {sizes} tokens; {reuse['tokens']:.1%} of prompt tokens were seen before")
+        if reuse["lru_blocks"] is not None and description["closed_loop_requests"]:
+            console.print("a cache with a limit sees closed loop sessions one after the other here, not interleaved")
+
+
+def _arrival_facts(arrivals: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if arrivals is None:
+        return [("clock", "one a session: when sessions begin is not said (convert with --session-arrivals)")]
+    return [
+        ("span", f"{arrivals['span_seconds']:,.1f} s"),
+        ("rate", f"{_show(arrivals['rate_mean'])} /s mean, {_peaks(arrivals)}"),
+        ("burstiness", f"gap CV {_show(arrivals['gap_cv'])}, IoD {_iods(arrivals)} (Poisson: 1)"),
+    ]
+
+
+def _sessions(description: dict[str, Any]) -> str | None:
+    turns = description["turns"]
+    if turns is None:
+        return None
+    return f"{description['sessions']:,}; turns p50 {turns['p50']:g}, p90 {turns['p90']:.0f}, max {turns['max']:.0f}"
+
+
+def _closed_loop(description: dict[str, Any]) -> str | None:
+    think = description["think_time"]
+    if not description["closed_loop_requests"]:
+        return None
+    said = "" if think is None else f"; think time p50 {think['p50']:g} s, p90 {think['p90']:g} s"
+    return f"{description['closed_loop_requests']:,} turns{said}"
 
 
 def sparkline(values: list[float]) -> str:

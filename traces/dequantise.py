@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from ground.errors import UserError
+from traces.session_arrivals import need_one_clock
 from traces.streams import stream
 from traces.table import Trace
 
@@ -20,6 +21,7 @@ def dequantise(trace: Trace, seed: int, quantum: float | None = None) -> Trace:
     Raises:
         UserError: no arrival is shared by several requests and no quantum is given, or the quantum is not positive.
     """
+    need_one_clock(trace)
     arrival = trace.requests["arrival"]
     times = arrival.drop_nulls().to_numpy()
     batches, size = np.unique(times, return_counts=True)

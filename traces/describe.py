@@ -22,14 +22,16 @@ def describe(trace: Trace, capacities: Sequence[int] = CAPACITIES) -> dict[str, 
 
     `arrivals`: rates in requests/s, of the arrivals the trace fixes (turns that a parent releases have none), the
     coefficient of variation (CV) of the gaps, and the index of dispersion (IoD: variance over mean of counts a bin;
-    1 = Poisson). `tokens`: of prompt and output, mean and percentiles. `prefix_reuse`: share of prompt blocks and
-    tokens found again, with an infinite cache and with LRU caches of `capacities` blocks.
+    1 = Poisson). `tokens`: of prompt and output, mean and percentiles. `turns` of a session and `think_time` of closed
+    loop turns: the same. `prefix_reuse`: share of prompt blocks and tokens found again, with an infinite cache and
+    with LRU caches of `capacities` blocks. Without a common clock there are no `arrivals`, and no LRU caches, since
+    sessions then have no order; what one session finds of its own stands.
     """
     requests = trace.requests
-    times = arrival_times(trace)
-    gaps = np.diff(times)
-    span = float(times[-1] - times[0])
+    ordered = trace.clock == "shared"
     infinite = prefix_reuse(trace)
+    has_sessions = "session" in requests.columns
+    thinks = requests["think_time"].drop_nulls() if "think_time" in requests.columns else pl.Series([])
     return {
         "format": trace.format,
         "source": trace.source,
@@ -37,18 +39,12 @@ def describe(trace: Trace, capacities: Sequence[int] = CAPACITIES) -> dict[str, 
         "dropped": trace.dropped,
         "notes": trace.notes,
         "requests": len(requests),
-        "sessions": requests["session"].n_unique() if "session" in requests.columns else None,
+        "sessions": requests["session"].n_unique() if has_sessions else None,
+        "turns": _percentiles(requests.group_by("session").len()["len"]) if has_sessions else None,
+        "think_time": _percentiles(thinks) if len(thinks) else None,
         "closed_loop_requests": requests["arrival"].null_count(),
         "columns": requests.columns,
-        "arrivals": {
-            "span_seconds": span,
-            "rate_mean": len(times) / span if span else None,
-            "rate_peak_1s": peak_rate(times, 1.0),
-            "rate_peak_60s": peak_rate(times, 60.0),
-            "gap_cv": float(gaps.std() / gaps.mean()) if span else None,
-            "iod_1s": dispersion(times, 1.0),
-            "iod_60s": dispersion(times, 60.0),
-        },
+        "arrivals": _arrivals(arrival_times(trace)) if ordered else None,
         "tokens": {
             "prompt": _percentiles(requests["prompt_tokens"]),
             "output": _percentiles(requests["output_tokens"]),
@@ -61,8 +57,22 @@ def describe(trace: Trace, capacities: Sequence[int] = CAPACITIES) -> dict[str, 
             "prompt_blocks": infinite.blocks,
             "blocks": infinite.block_rate,
             "tokens": infinite.token_rate,
-            "lru_blocks": lru_curve(trace, capacities),
+            "lru_blocks": lru_curve(trace, capacities) if ordered else None,
         },
+    }
+
+
+def _arrivals(times: Floats) -> dict[str, float | None]:
+    gaps = np.diff(times)
+    span = float(times[-1] - times[0])
+    return {
+        "span_seconds": span,
+        "rate_mean": len(times) / span if span else None,
+        "rate_peak_1s": peak_rate(times, 1.0),
+        "rate_peak_60s": peak_rate(times, 60.0),
+        "gap_cv": float(gaps.std() / gaps.mean()) if span else None,
+        "iod_1s": dispersion(times, 1.0),
+        "iod_60s": dispersion(times, 60.0),
     }
 
 
@@ -87,12 +97,12 @@ def dispersion(times: Floats, window: float) -> float | None:
     return float(full.var() / full.mean()) if len(full) > 1 else None
 
 
-def _percentiles(tokens: pl.Series) -> dict[str, float]:
-    p50, p90, p99 = np.percentile(tokens.to_numpy(), (50, 90, 99))
+def _percentiles(values: pl.Series) -> dict[str, float]:
+    p50, p90, p99 = np.percentile(values.to_numpy(), (50, 90, 99))
     return {
-        "mean": float(tokens.to_numpy().mean()),
+        "mean": float(values.to_numpy().mean()),
         "p50": float(p50),
         "p90": float(p90),
         "p99": float(p99),
-        "max": float(tokens.to_numpy().max()),
+        "max": float(values.to_numpy().max()),
     }

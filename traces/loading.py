@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ground.errors import UserError
 from traces.readers import READERS, generic
 from traces.readers.raw import RawTable, open_raw
+from traces.session_arrivals import need_one_clock, place_sessions
 from traces.table import Trace
+
+if TYPE_CHECKING:
+    from traces.synth.arrivals import Arrivals
 
 
 def formats() -> dict[str, str]:
@@ -22,12 +27,35 @@ def read(
     columns: Mapping[str, str | int] | None = None,
     *,
     allow_unsorted: bool = False,
+    session_arrivals: Arrivals | None = None,
+    seed: int = 0,
 ) -> Trace:
-    """Read `path` (.csv, .tsv, .jsonl, .ndjson, .parquet; the text ones also .gz or .zst).
+    """Read `path` onto one clock; see `read_as_recorded` for the other arguments.
+
+    `session_arrivals` starts the sessions of a source that has no common clock, drawn with `seed`.
+
+    Raises:
+        UserError: names file, row and column of what cannot be read; `session_arrivals` is missing or has no meaning.
+    """
+    trace = read_as_recorded(path, format, columns, allow_unsorted=allow_unsorted)
+    if session_arrivals is not None:
+        return place_sessions(trace, session_arrivals, seed)
+    need_one_clock(trace)
+    return trace
+
+
+def read_as_recorded(
+    path: str | Path,
+    format: str | None = None,
+    columns: Mapping[str, str | int] | None = None,
+    *,
+    allow_unsorted: bool = False,
+) -> Trace:
+    """Read `path` (.csv, .tsv, .jsonl, .ndjson, .json, .parquet; the text ones also .gz or .zst; or a folder of them).
 
     Without `format` the header or keys decide, and exactly one reader must claim the file. `columns` maps canonical
     names to the file's columns and means the generic format, the only one that refuses unsorted rows unless
-    `allow_unsorted`; the named formats sort and note it.
+    `allow_unsorted`; the named formats sort and note it. Sessions without a common clock stay so (`Trace.clock`).
 
     Raises:
         UserError: names file, row and column of what cannot be read.

@@ -24,31 +24,35 @@ def draw(trace: Trace, description: dict[str, Any], path: Path) -> None:
     numbers: list[tuple[str, str, Tone]] = [
         ("requests", f"{description['requests']:,}", "plain"),
         ("rows dropped", f"{sum(trace.dropped.values()):,}", "plain"),
-        ("span", f"{arrivals['span_seconds']:,.0f} s", "plain"),
-        ("mean rate", _number(arrivals["rate_mean"], "/s"), "plain"),
-        ("peak rate over 60 s", _number(arrivals["rate_peak_60s"], "/s"), "plain"),
-        ("CV of gaps", _number(arrivals["gap_cv"]), "plain"),
         ("prompt tokens, mean", f"{tokens['prompt']['mean']:,.0f}", "plain"),
         ("output tokens, mean", f"{tokens['output']['mean']:,.0f}", "plain"),
     ]
+    if arrivals is not None:
+        numbers[2:2] = [
+            ("span", f"{arrivals['span_seconds']:,.0f} s", "plain"),
+            ("mean rate", _number(arrivals["rate_mean"], "/s"), "plain"),
+            ("peak rate over 60 s", _number(arrivals["rate_peak_60s"], "/s"), "plain"),
+            ("CV of gaps", _number(arrivals["gap_cv"]), "plain"),
+        ]
     if reuse is not None:
         numbers.append(("prompt tokens seen before", f"{reuse['tokens']:.1%}", "plain"))
     page.numbers(numbers)
 
-    times = arrival_times(trace)
-    page.heading("Arrivals")
-    page.figure(_rate(times), "Requests per second over time. Turns that wait for an earlier answer are not in it.")
-    if len(times) > 1 and arrivals["span_seconds"]:
-        page.figure(
-            _gaps(times), "How often a gap between arrivals is longer than x; dashed: Poisson at the same rate."
-        )
+    if arrivals is not None:
+        times = arrival_times(trace)
+        page.heading("Arrivals")
+        page.figure(_rate(times), "Requests per second over time. Turns that wait for an earlier answer are not in it.")
+        if len(times) > 1 and arrivals["span_seconds"]:
+            page.figure(
+                _gaps(times), "How often a gap between arrivals is longer than x; dashed: Poisson at the same rate."
+            )
     page.heading("Lengths")
     page.figure(_lengths(trace), "Share of requests with at most x tokens.")
     page.table(
         ("tokens", "mean", "p50", "p90", "p99", "max"),
         [(name, *(f"{value:,.0f}" for value in tokens[name].values())) for name in ("prompt", "output")],
     )
-    if reuse is not None:
+    if reuse is not None and reuse["lru_blocks"] is not None:
         page.heading("Prefix reuse")
         page.figure(
             _reuse(reuse),

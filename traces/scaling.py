@@ -15,6 +15,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from ground.errors import UserError
+from traces.families import own_or_inherited_arrival, renumber
+from traces.session_arrivals import need_one_clock
 from traces.streams import stream
 from traces.table import Trace
 
@@ -30,7 +32,7 @@ def first(trace: Trace, *, seconds: float | None = None, requests: int | None = 
     if seconds is not None:
         if not seconds > 0:
             raise UserError(f"first: seconds: found {seconds}, expected more than 0")
-        kept = _own_or_inherited_arrival(table) < seconds
+        kept = own_or_inherited_arrival(table) < seconds
         return _choose(trace, kept, f"not in the first {seconds:g} s", {"first_seconds": seconds})
     assert requests is not None
     if requests < 1:
@@ -73,12 +75,13 @@ def superpose(trace: Trace, copies: int, seed: int, *, share_prefixes: bool = Fa
     """
     if copies < 1:
         raise UserError(f"copies: found {copies}, expected at least 1")
+    need_one_clock(trace)
     table = trace.requests
     rng = stream(seed, "superpose")
     arrival = table["arrival"].to_numpy().astype(float)
     family = _family(table)
     begin = arrival[family]
-    place = _own_or_inherited_arrival(table)
+    place = own_or_inherited_arrival(table)
     # One mean gap beyond the last arrival closes the circle without a doubled gap at the seam.
     span = float(np.nanmax(begin)) * (1 + 1 / max(len(table) - 1, 1))
     offsets = [0.0, *rng.uniform(0, span, copies - 1).tolist()]
@@ -100,7 +103,7 @@ def superpose(trace: Trace, copies: int, seed: int, *, share_prefixes: bool = Fa
         parts.append(part)
     merged = pl.concat(parts).with_columns(_position=pl.int_range(pl.len()))
     merged = merged.sort("_place", maintain_order=True)
-    requests = _renumber(merged, merged["_position"]).drop("_place", "_position")
+    requests = renumber(merged, merged["_position"]).drop("_place", "_position")
     return Trace(
         requests,
         trace.format,
@@ -127,16 +130,8 @@ def _family(table: pl.DataFrame) -> NDArray[np.int64]:
     return root
 
 
-def _own_or_inherited_arrival(table: pl.DataFrame) -> NDArray[np.float64]:
-    arrival = table["arrival"].to_list()
-    if "parent" in table.columns:
-        for row, parent in enumerate(table["parent"].to_list()):
-            if arrival[row] is None:
-                arrival[row] = arrival[parent]
-    return np.array(arrival, dtype=float)
-
-
 def _choose(trace: Trace, kept: NDArray[np.bool_], why: str, step: Mapping[str, Any]) -> Trace:
+    need_one_clock(trace)
     table = trace.requests
     if "parent" in table.columns:  # who loses the parent is lost as well
         keep = kept.tolist()
@@ -147,22 +142,15 @@ def _choose(trace: Trace, kept: NDArray[np.bool_], why: str, step: Mapping[str, 
     if not kept.any():
         raise UserError(f"{trace.source}: no request is left ({why})")
     chosen = table.filter(kept)
-    requests = _renumber(chosen, chosen["request_id"])
+    requests = renumber(chosen, chosen["request_id"])
     dropped = Counter(trace.dropped)
     if len(requests) < len(table):
         dropped[why] += len(table) - len(requests)
     return Trace(requests, trace.format, trace.source, trace.rows_read, dict(dropped), _with_step(trace.notes, step))
 
 
-def _renumber(table: pl.DataFrame, old: pl.Series) -> pl.DataFrame:
-    """Number the rows densely; `parent` speaks of `old` numbers and is translated."""
-    new = pl.int_range(len(table), dtype=pl.Int64, eager=True)
-    if "parent" in table.columns:
-        table = table.with_columns(pl.col("parent").replace_strict(old, new, default=None, return_dtype=pl.Int64))
-    return table.with_columns(request_id=new)
-
-
 def _noted(trace: Trace, requests: pl.DataFrame, step: Mapping[str, Any]) -> Trace:
+    need_one_clock(trace)
     notes = _with_step(trace.notes, step)
     return Trace(requests, trace.format, trace.source, trace.rows_read, dict(trace.dropped), notes)
 

@@ -8,9 +8,11 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ground.spec import Spec
 from traces import scaling
+from traces.context_limit import ContextLimit, limit_context
 from traces.dequantise import dequantise
 from traces.loading import read
 from traces.synth import SynthSpec, generate
+from traces.synth.arrivals import Arrivals
 from traces.table import Trace
 
 
@@ -36,22 +38,24 @@ class Scale(Spec):
 
 
 class TraceSource(Spec):
-    """Exactly one of `file` and `synth`; then dequantise, `first`, `scale`, in this order."""
+    """Exactly one of `file` and `synth`; then dequantise, `first`, `scale`, `context_limit`, in this order."""
 
     file: str | None = None  # relative to the folder of the scenario
     format: str | None = None  # without it the file is sniffed
     columns: dict[str, str | int] | None = None  # canonical name → column of the file
+    session_arrivals: Arrivals | None = None  # starts the sessions of a file that has no common clock
     dequantise: bool = False
     synth: SynthSpec | None = None
     first: First | None = None
     scale: Scale | None = None
+    context_limit: ContextLimit | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> TraceSource:
         if (self.file is None) == (self.synth is None):
             raise ValueError("give exactly one of file and synth")
-        if self.synth is not None and (self.format or self.columns or self.dequantise):
-            raise ValueError("format, columns and dequantise belong to file, not to synth")
+        if self.synth is not None and (self.format or self.columns or self.session_arrivals or self.dequantise):
+            raise ValueError("format, columns, session_arrivals and dequantise belong to file, not to synth")
         return self
 
     def load(self, base_dir: Path, seed: int) -> Trace:
@@ -64,7 +68,8 @@ class TraceSource(Spec):
             trace = generate(self.synth, seed, base_dir=base_dir)
         else:
             assert self.file is not None
-            trace = read(base_dir / self.file, self.format, self.columns)
+            path = base_dir / self.file
+            trace = read(path, self.format, self.columns, session_arrivals=self.session_arrivals, seed=seed)
             if self.dequantise:
                 trace = dequantise(trace, seed)
         if self.first is not None:
@@ -76,4 +81,4 @@ class TraceSource(Spec):
                 trace = scaling.thin(trace, self.scale.thin, seed)
             if self.scale.copies is not None:
                 trace = scaling.superpose(trace, self.scale.copies, seed)
-        return trace
+        return trace if self.context_limit is None else limit_context(trace, self.context_limit)

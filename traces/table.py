@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 
@@ -43,6 +43,9 @@ class Trace:
 
     `requests` holds the required columns and those optional ones that the source fills. `rows_read` equals
     `len(requests) + sum(dropped.values())`; each key of `dropped` says why, in words.
+
+    `clock` is "shared", or "session": then the source does not say when its sessions began, and `arrival` counts from
+    the beginning of the request's own session. `traces.session_arrivals` puts such a trace on one clock.
     """
 
     requests: pl.DataFrame
@@ -51,3 +54,4 @@ class Trace:
     rows_read: int
     dropped: dict[str, int] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    clock: Literal["shared", "session"] = "shared"

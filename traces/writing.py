@@ -13,6 +13,7 @@ import polars as pl
 from ground.errors import UserError
 from traces.readers.canonical import METADATA_KEY
 from traces.readers.mooncake import BLOCK_TOKENS as MOONCAKE_BLOCK
+from traces.session_arrivals import need_one_clock
 from traces.table import Trace
 
 Layout = Literal["canonical", "mooncake"]
@@ -25,9 +26,11 @@ def write(trace: Trace, path: str | Path, layout: Layout = "canonical") -> None:
     CSV writes prefix ids with blanks between. The mooncake layout (.jsonl) rounds arrivals to ms.
 
     Raises:
-        UserError: another suffix, a folder that cannot be written, or a trace that the mooncake layout cannot hold.
+        UserError: another suffix, a folder that cannot be written, a trace without a common clock, or one that the
+            mooncake layout cannot hold.
     """
     path = Path(path)
+    need_one_clock(trace)
     if path.suffix not in (".parquet", ".csv", ".jsonl"):
         raise UserError(f"{path}: found suffix {path.suffix!r}, expected .parquet, .csv or .jsonl")
     table = trace.requests if layout == "canonical" else _mooncake(trace, path)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from traces.dequantise import dequantise
 from traces.describe import arrival_times, describe, dispersion, peak_rate
 from traces.loading import read
-from traces.reuse import prefix_reuse
+from traces.lru_stack import are_chains
+from traces.reuse import _Chains, lru_curve, prefix_reuse
 from traces.table import Trace
 
 DATA = Path(os.environ.get("SIMCTL_DATA", Path(__file__).parents[3] / "shared" / "data")) / "traces"
@@ -72,8 +73,36 @@ def test_lru_agrees_with_a_list_of_blocks_by_last_use(paths: list[list[int]], ca
         for block in ids[::-1]:
             by_last_use = [other for other in by_last_use if other != block] + [block]
         by_last_use = by_last_use[len(by_last_use) - capacity :] if len(by_last_use) > capacity else by_last_use
-    reuse = prefix_reuse(blocks(*((4 * len(ids), ids) for ids in rows)), capacity)
+    trace = blocks(*((4 * len(ids), ids) for ids in rows))
+    reuse = prefix_reuse(trace, capacity)
     assert reuse is not None and reuse.hit_blocks == hits
+    assert lru_curve(trace, [1, capacity, 50])[capacity] == reuse.block_rate
+
+
+@given(chains, st.integers(0, 12), st.integers(0, 5))
+def test_one_pass_over_the_stack_agrees_with_visiting_every_block(
+    paths: list[list[int]], capacity: int, answer: int
+) -> None:
+    names: dict[tuple[int, ...], int] = {}
+    rows = [[names.setdefault(tuple(path[: end + 1]), len(names)) for end in range(len(path))] for path in paths]
+    # The last `answer` blocks of each request are output: used, but not looked up.
+    trace = blocks(*((max(4 * (len(ids) - answer), 1), ids) for ids in rows))
+    found = _Chains.of(trace.requests)
+    assert are_chains(found.ids, found.lengths)
+    by_block = found._hits_block_by_block(capacity)
+    assert found.hits([capacity])[:, 0].tolist() == by_block.tolist()
+
+
+def test_ids_that_are_no_chains_are_told() -> None:
+    def told(*rows: list[int]) -> bool:
+        found = _Chains.of(blocks(*((99, row) for row in rows)).requests)
+        return are_chains(found.ids, found.lengths)
+
+    assert told([0, 1, 2], [0, 3], [0, 1, 4])
+    assert not told([0, 1], [2, 1])
+    assert not told([0, 1], [1])
+    assert not told([0, 1], [1, 0])
+    assert not told([0, 0])
 
 
 def test_rates_of_a_trace_that_can_be_counted_by_hand() -> None:
@@ -156,3 +185,14 @@ def test_vidurs_copy_of_azure_conversation_is_azure_conversation() -> None:
 def test_published_samples_are_recognised(name: str, format: str, requests: int) -> None:
     trace = public(f"format-fixtures/{name}")
     assert (trace.format, len(trace.requests)) == (format, requests)
+
+
+loose_chains = st.lists(st.tuples(st.integers(1, 30), st.lists(st.integers(0, 9), max_size=8)), min_size=1, max_size=20)
+
+
+@given(loose_chains)
+def test_a_cache_without_limit_is_one_that_is_large_enough(rows: list[tuple[int, list[int]]]) -> None:
+    trace = blocks(*rows)
+    assert prefix_reuse(trace) == prefix_reuse(trace, 1000)
+    spread = blocks(*((prompt, [block * 10**15 for block in ids]) for prompt, ids in rows))
+    assert prefix_reuse(spread) == prefix_reuse(trace)

@@ -268,7 +268,7 @@ def test_a_file_that_cannot_be_read_is_a_user_error(tmp_path: Path, name: str, c
 def test_missing_file_and_unknown_format(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read(tmp_path / "none.csv")
-    with pytest.raises(UserError, match="unknown format 'azur', expected one of mooncake, azure"):
+    with pytest.raises(UserError, match="unknown format 'azur', expected one of mooncake, aiperf, azure"):
         read(tmp_path / "none.csv", "azur")
     with pytest.raises(UserError, match="not mooncake: found a csv file with arrived_at"):
         read(put(tmp_path, "v.csv", VIDUR), "mooncake")
@@ -285,4 +285,18 @@ def test_compressed_files_read_the_same(tmp_path: Path, content: str) -> None:
 
 
 def test_every_format_is_listed() -> None:
-    assert set(formats()) == {"mooncake", "azure", "burstgpt", "vidur", "llmservingsim", "canonical", "generic"}
+    assert list(formats()) == [
+        "mooncake",
+        "aiperf",
+        "azure",
+        "burstgpt",
+        "vidur",
+        "splitwise",
+        "llmservingsim",
+        "bailian",
+        "ragpulse",
+        "weka",
+        "tracelab",
+        "canonical",
+        "generic",
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -25,13 +25,15 @@ def assemble(
     *,
     notes: dict[str, Any] | None = None,
     must_be_sorted: bool = False,
+    clock: Literal["shared", "session"] = "shared",
 ) -> Trace:
     """Make the canonical trace from typed columns in source order.
 
     `columns` maps canonical names to series of one length; `arrival` is in seconds from any origin; `parent`, where
-    given, is the 0-based position of an earlier row. Rows with 0 tokens and their descendants are dropped and
-    counted. Arrivals are sorted stably and shifted so that the first is 0; a request that its parent releases takes
-    its place by the arrival of its first ancestor. A source that is not sorted is noted.
+    given, is the 0-based position of an earlier row. Rows with 0 tokens are dropped and counted, and so is what they
+    would have released; a row with an arrival of its own only loses its parent. Arrivals are sorted stably and shifted
+    so that the first is 0; a request that its parent releases takes its place by the arrival of its first ancestor. A
+    source that is not sorted is noted. With `clock` "session" arrivals and order stay as they are.
 
     Raises:
         UserError: no row is left, or the source is not sorted and `must_be_sorted`.
@@ -47,6 +49,8 @@ def assemble(
     if frame.is_empty():
         raise UserError(f"{raw.path}: no request is left of {rows_read} rows read ({_reasons(dropped)})")
 
+    if clock == "session":
+        return _finish(raw, frame, format, rows_read, dropped, notes, clock)
     starts = frame["_start"]
     backward = (starts.diff() < 0).fill_null(False)
     if backward.any():
@@ -59,18 +63,32 @@ def assemble(
         times = starts.to_numpy()
         step = float(-np.diff(times).min())
         notes["unsorted"] = {"steps_back": int(backward.sum()), "first_at_row": row, "largest_step_seconds": step}
-        # One step back over most of the span is two clocks in one file, not a few late rows.
-        if step > 0.5 * float(np.ptp(times)):
+        # One step back over most of the span is two clocks in one file, not a few late rows; but a file of closed loop
+        # sessions has one session below the other.
+        if "parent" not in frame.columns and step > 0.5 * float(np.ptp(times)):
             notes["unsorted"]["clock_reset"] = True
 
-    frame = frame.sort("_start", maintain_order=True).with_row_index("request_id")
-    frame = frame.with_columns(pl.col("arrival") - starts.min())
+    frame = frame.sort("_start", maintain_order=True).with_columns(pl.col("arrival") - starts.min())
+    return _finish(raw, frame, format, rows_read, dropped, notes, clock)
+
+
+def _finish(
+    raw: RawTable,
+    frame: pl.DataFrame,
+    format: str,
+    rows_read: int,
+    dropped: Counter[str],
+    notes: dict[str, Any],
+    clock: Literal["shared", "session"],
+) -> Trace:
+    """Number the rows as they lie now, and check what has come out."""
+    frame = frame.with_row_index("request_id")
     if "parent" in frame.columns:
         new_id = dict(zip(frame["_position"].to_list(), frame["request_id"].to_list(), strict=True))
         frame = frame.with_columns(pl.col("parent").replace_strict(new_id, default=None, return_dtype=pl.Int64))
 
     requests = frame.select(pl.col(name).cast(dtype) for name, (dtype, _) in COLUMNS.items() if name in frame.columns)
-    trace = Trace(requests, format, str(raw.path), rows_read, dict(dropped), notes)
+    trace = Trace(requests, format, str(raw.path), rows_read, dict(dropped), notes, clock)
     check(trace)
     return trace
 
@@ -95,8 +113,9 @@ def _drop(frame: pl.DataFrame) -> tuple[pl.DataFrame, Counter[str]]:
     )["reason"]
     if reason.null_count() < len(reason) and "parent" in frame.columns:
         reasons = reason.to_list()
+        released = frame["arrival"].is_null().to_list()
         for row, parent in enumerate(frame["parent"].to_list()):
-            if parent is not None and reasons[row] is None and reasons[parent] is not None:
+            if released[row] and parent is not None and reasons[row] is None and reasons[parent] is not None:
                 reasons[row] = NO_PARENT
         reason = pl.Series("reason", reasons, dtype=pl.String)
     dropped = Counter(dict(sorted(Counter(reason.drop_nulls().to_list()).items())))

@@ -47,6 +47,29 @@ def integers(raw: RawTable, column: str, expected: str = "a whole number") -> pl
     return whole
 
 
+def id_lists(raw: RawTable, column: str) -> pl.Series:
+    """A column of lists of whole numbers, as List(Int64).
+
+    Raises:
+        UserError: the column holds anything else.
+    """
+    cells = raw.frame[column]
+    if not isinstance(cells.dtype, pl.List) or not (cells.dtype.inner == pl.Null or cells.dtype.inner.is_integer()):
+        raise UserError(f"{raw.path}: key {column!r}: found {cells.dtype}, expected a list of whole numbers")
+    return cells.cast(pl.List(pl.Int64))
+
+
+def constant(value: int, rows: int) -> pl.Series:
+    """The same whole number in every row."""
+    return pl.Series([value], dtype=pl.Int64).new_from_index(0, rows)
+
+
+def place_among_equals(keys: pl.Series) -> pl.Series:
+    """For each row how many rows above it have the same key: the turn, where the key is the session."""
+    place = pl.int_range(pl.len(), dtype=pl.Int64).over("key")
+    return pl.DataFrame({"key": keys}).select(place=place)["place"]
+
+
 def _cast(cells: pl.Series, dtype: pl.DataType) -> pl.Series:
     if cells.dtype == pl.String:
         cells = cells.str.strip_chars()

@@ -5,9 +5,6 @@ Conversation arrivals are quantised to batches of about 3 s: see traces/dequanti
 
 from __future__ import annotations
 
-import polars as pl
-
-from ground.errors import UserError
 from traces.readers import fields
 from traces.readers.assemble import assemble
 from traces.readers.raw import RawTable
@@ -25,13 +22,8 @@ def _read(raw: RawTable) -> Trace:
         "output_tokens": fields.tokens(raw, "output_length"),
     }
     if "hash_ids" in raw.fields:
-        ids = raw.frame["hash_ids"]
-        if ids.dtype == pl.List(pl.Null):
-            ids = ids.cast(pl.List(pl.Int64))
-        if ids.dtype != pl.List(pl.Int64):
-            raise UserError(f"{raw.path}: key 'hash_ids': found {ids.dtype}, expected a list of whole numbers")
-        columns["prefix_ids"] = ids
-        columns["prefix_block_tokens"] = pl.Series([BLOCK_TOKENS], dtype=pl.Int64).new_from_index(0, len(ids))
+        columns["prefix_ids"] = fields.id_lists(raw, "hash_ids")
+        columns["prefix_block_tokens"] = fields.constant(BLOCK_TOKENS, len(raw.frame))
     return assemble(raw, columns, READER.name)
 
 

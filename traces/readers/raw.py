@@ -8,15 +8,24 @@ import json
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import polars as pl
 
 from ground.errors import UserError
 
-Kind = Literal["csv", "jsonl", "parquet"]
+Kind = Literal["csv", "jsonl", "json", "parquet"]
 
-_KINDS: dict[str, Kind] = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+_KINDS: dict[str, Kind] = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+}
+# The file that a folder's trace begins with, where it has companions that say the rest.
+_LEADING = ("requests.parquet", "0_trace.jsonl", "0_trace.jsonl.gz", "0_trace.jsonl.zst")
 
 
 @dataclass(frozen=True)
@@ -24,12 +33,15 @@ class RawTable:
     """Rows of a file. CSV cells are all strings, so that a reader can name the cell it cannot read.
 
     Row i of `frame` is the i-th data row that is not blank, counted from 0: the `source_row` of the canonical table.
+    A JSON file is a document and no table: `frame` then has the keys of the first document and no rows, and `files`
+    are the documents, opened one at a time with `json_document`.
     """
 
     path: Path
     kind: Kind
     frame: pl.DataFrame
     metadata: dict[str, str]  # key-value metadata of a Parquet file, else empty
+    files: tuple[Path, ...] = ()
 
     @property
     def fields(self) -> frozenset[str]:
@@ -37,18 +49,24 @@ class RawTable:
 
 
 def open_raw(path: Path) -> RawTable:
-    """Read a .csv, .tsv, .jsonl, .ndjson or .parquet file, the text ones plain, .gz or .zst.
+    """Read a .csv, .tsv, .jsonl, .ndjson, .json or .parquet file, the text ones plain, .gz or .zst.
+
+    A folder stands for its `requests.parquet` or `0_trace.jsonl`, or else for all its .json files, by name.
 
     Raises:
         UserError: the file is missing, empty, broken, or of a kind that is not known.
     """
+    if path.is_dir():
+        return _open_folder(path)
     inner = path.with_suffix("") if path.suffix in (".gz", ".zst") else path
     kind = _KINDS.get(inner.suffix.lower())
     if kind is None:
         raise UserError(
             f"{path}: found suffix {inner.suffix!r}, expected one of {', '.join(_KINDS)} (or those + .gz/.zst)"
         )
-    data = _decompressed(path)
+    if kind == "json":
+        return _json(path, (path,))
+    data = decompressed(path)
     if not data.strip():
         raise UserError(f"{path}: is empty, expected at least one row")
     metadata: dict[str, str] = {}
@@ -61,7 +79,41 @@ def open_raw(path: Path) -> RawTable:
     return RawTable(path, kind, frame, metadata)
 
 
-def _decompressed(path: Path) -> bytes:
+def _open_folder(folder: Path) -> RawTable:
+    for name in _LEADING:
+        if (folder / name).exists():
+            return open_raw(folder / name)
+    documents = tuple(sorted(path for path in folder.iterdir() if ".json" in path.suffixes[-2:]))
+    if not documents:
+        raise UserError(f"{folder}: found a folder without {_LEADING[0]}, {_LEADING[1]} or any .json file")
+    return _json(folder, documents)
+
+
+def _json(path: Path, files: tuple[Path, ...]) -> RawTable:
+    return RawTable(path, "json", pl.DataFrame(schema=dict.fromkeys(json_document(files[0]), pl.Null())), {}, files)
+
+
+def json_document(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: the file cannot be read, is no JSON, or holds something else than an object.
+    """
+    try:
+        document = json.loads(decompressed(path), parse_constant=_reject)
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise UserError(f"{path}: found a JSON {type(document).__name__}, expected an object")
+    return document
+
+
+def decompressed(path: Path) -> bytes:
+    """The content of a file, unpacked where its name ends in .gz or .zst.
+
+    Raises:
+        UserError: the file cannot be read or unpacked.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -102,19 +154,19 @@ def _jsonl(path: Path, data: bytes) -> pl.DataFrame:
 
 def _name_bad_line(path: Path, data: bytes) -> None:
     """Raise for the first line that is not a JSON object, which polars does not name."""
-
-    def reject(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not JSON")
-
     for number, line in enumerate(data.splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line, parse_constant=reject)
+            row = json.loads(line, parse_constant=_reject)
         except ValueError as error:
             raise UserError(f"{path}: line {number}: {error}; expected one JSON object a line") from error
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number}: found a JSON {type(row).__name__}, expected an object")
+
+
+def _reject(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _parquet(path: Path, data: bytes) -> tuple[pl.DataFrame, dict[str, str]]:

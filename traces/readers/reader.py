@@ -14,7 +14,8 @@ class Reader:
     """One public trace format.
 
     `kinds` and `recognises` (given the CSV header, the JSON keys or the Parquet columns) must let at most one reader
-    claim a file. `read` makes the canonical trace or raises a UserError that names the row.
+    claim a file; where two formats have the same names, `accepts` looks at the types. `read` makes the canonical trace
+    or raises a UserError that names the row.
     """
 
     name: str
@@ -22,6 +23,7 @@ class Reader:
     kinds: tuple[Kind, ...]
     recognises: Callable[[frozenset[str]], bool]
     read: Callable[[RawTable], Trace]
+    accepts: Callable[[RawTable], bool] = lambda raw: True
 
     def claims(self, raw: RawTable) -> bool:
-        return raw.kind in self.kinds and self.recognises(raw.fields)
+        return raw.kind in self.kinds and self.recognises(raw.fields) and self.accepts(raw)

@@ -1,4 +1,4 @@
-"""Synthetic traces: arrival processes, length distributions, shared prefixes, multi-turn sessions."""
+"""Synthetic traces: arrival processes, length distributions, shared prefixes, multi-turn sessions, client mixes."""
 
 from traces.synth.generate import generate
 from traces.synth.spec import SynthSpec, load_spec

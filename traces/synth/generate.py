@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ground.errors import UserError
 from traces.checks import check
 from traces.streams import stream
+from traces.synth.clients import draw_clients
 from traces.synth.prefixes import chain_ids
 from traces.synth.sessions import Sessions, first_of_session, prompt_lengths
 from traces.synth.spec import Lengths, SynthSpec
@@ -24,12 +25,17 @@ def generate(spec: SynthSpec, seed: int, *, base_dir: Path = Path()) -> Trace:
 
     Every part draws from its own stream, so that changing the lengths leaves the arrivals as they were. Requests lie
     in order of session start, turn by turn. Prefix ids are given where the spec has prefixes or sessions.
-    `base_dir` is where a resampled file's path starts.
+    `base_dir` is where the path of a resampled file or of client data starts.
 
     Raises:
-        UserError: no request falls into `duration`, a session's first turn exceeds its context limit, or a resampled
-            file cannot be read.
+        UserError: no request falls into `duration`, a session's first turn exceeds its context limit, or a file cannot
+            be read.
     """
+    if spec.clients is not None:
+        assert spec.duration is not None
+        notes = {"spec": spec.model_dump(mode="json", exclude_none=True), "seed": seed}
+        return draw_clients(spec.clients, spec.duration, spec.requests, seed, base_dir, notes)
+    assert spec.arrivals is not None and spec.lengths is not None
     starts = spec.arrivals.draw(stream(seed, "arrivals"), spec.requests, spec.duration)
     if not len(starts):
         raise UserError(f"synth: no arrival within duration = {spec.duration} s; raise the rate or the duration")
@@ -59,6 +65,8 @@ def generate(spec: SynthSpec, seed: int, *, base_dir: Path = Path()) -> Trace:
     }
     if spec.sessions is not None:
         columns |= _session_columns(spec.sessions, session, starts, seed)
+    if spec.labels is not None:
+        columns |= spec.labels.draw(seed, session)
     if spec.sessions is not None or spec.prefixes is not None:
         columns["prefix_ids"] = chain_ids(prompt + output, session, group, prefix_tokens, spec.block_tokens)
         columns["prefix_block_tokens"] = np.full(len(kept), spec.block_tokens)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ground.errors import UserError
 from ground.spec import Spec
-from traces.loading import read
+from traces.loading import read_as_recorded
 from traces.readers import vidur
 from traces.readers.raw import open_raw
 
@@ -36,5 +36,5 @@ def _pairs(spec: Resample, path: Path) -> NDArray[np.int64]:
         if pairs.is_empty():
             raise UserError(f"{path}: no row has both prompt and output tokens")
     else:
-        pairs = read(path, spec.format, spec.columns, allow_unsorted=True).requests
+        pairs = read_as_recorded(path, spec.format, spec.columns, allow_unsorted=True).requests
     return pairs.select("prompt_tokens", "output_tokens").to_numpy()

@@ -8,6 +8,8 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from ground.spec import Spec, check_spec, read_yaml
 from traces.synth.arrivals import Arrivals
+from traces.synth.clients import ClientMix
+from traces.synth.labels import Labels
 from traces.synth.lengths import Count
 from traces.synth.prefixes import Prefixes
 from traces.synth.resample import Resample
@@ -33,20 +35,39 @@ class Lengths(Spec):
 
 
 class SynthSpec(Spec):
-    """`requests` and `duration` bound the trace; with both, whichever comes first."""
+    """Either `arrivals` and `lengths`, with what else is wanted, or a mix of recorded `clients`.
+
+    `requests` and `duration` bound the trace; with both, whichever comes first.
+    """
 
     requests: PositiveInt | None = None
     duration: PositiveFloat | None = None  # seconds within which requests (or sessions) begin
-    arrivals: Arrivals
-    lengths: Lengths
+    arrivals: Arrivals | None = None
+    lengths: Lengths | None = None
     prefixes: Prefixes | None = None
     sessions: Sessions | None = None
+    labels: Labels | None = None
+    clients: ClientMix | None = None
     block_tokens: PositiveInt = 16  # tokens of a prefix id
 
     @model_validator(mode="after")
     def _bounded(self) -> SynthSpec:
         if self.requests is None and self.duration is None:
             raise ValueError("give requests, duration or both")
+        return self
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> SynthSpec:
+        drawn = [self.arrivals, self.lengths, self.prefixes, self.sessions, self.labels]
+        if self.clients is None:
+            if self.arrivals is None or self.lengths is None:
+                raise ValueError("give arrivals and lengths, or clients")
+        elif any(part is not None for part in drawn):
+            raise ValueError(
+                "clients bring their own arrivals and lengths; give no arrivals, lengths, prefixes, sessions or labels"
+            )
+        elif self.duration is None:
+            raise ValueError("clients need a duration")
         return self
 
 
