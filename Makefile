@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint types unit bench clean
+.PHONY: install demo slowdown test lint types unit bench clean
 .DELETE_ON_ERROR:
 
 install: .venv/.installed
@@ -20,6 +20,10 @@ demo: install
 	$(BIN)/simctl sweep examples/demo/study.yaml -o runs/demo/sweep
 	$(BIN)/simctl validate winners runs/demo/sweep --device cpu --threads 1 --top 1 --repeats 1 -o runs/demo
 
+# Every symptom of an engine that gets slower, and what its remedy gives.
+slowdown: install
+	$(BIN)/python examples/slowdown/run.py -o runs/slowdown --force
+
 test: lint types unit
 
 lint: install
@@ -33,11 +37,12 @@ unit: install
 	$(BIN)/python -m pytest
 
 # What takes minutes or measures time: slow tests, the simulator's speed, its error on real vLLM runs (where SIMCTL_DATA has
-# them), and a real vLLM and a real OpenVINO GenAI where an interpreter has one.
+# them), a day of sessions, and a real vLLM and a real OpenVINO GenAI where an interpreter has one.
 bench: install
 	$(BIN)/python -m pytest -m slow || [ $$? = 5 ]
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/fidelity.py
+	$(BIN)/python benchmarks/soak.py
 	@if [ -n "$(SIMCTL_VLLM_PYTHON)" ]; then $(BIN)/python benchmarks/vllm_cpu.py --python "$(SIMCTL_VLLM_PYTHON)"; \
 	else echo "vLLM: skipped, SIMCTL_VLLM_PYTHON names no interpreter that has it (docs/validation-vllm.md)"; fi
 	@if [ -n "$(SIMCTL_OPENVINO_PYTHON)" ]; then \

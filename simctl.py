@@ -14,6 +14,7 @@ _COMMANDS = {
     ),
     "run": ("sim.commands", "run", "Simulate one scenario."),
     "sweep": ("sim.commands", "sweep", "Simulate a study: many scenarios over a parameter space."),
+    "diagnose": ("sim.diagnose_command", "diagnose", "Say what the requests of a run waited for, by cause."),
     "validate": ("validate.commands", "validate", "Check predictions against a real engine."),
 }
 

@@ -75,15 +75,15 @@ class StepLatency:
         self.dense = _summed(profile, model, "dense", "tokens")
         self.per_sequence = _summed(profile, model, "per_sequence", "sequences")
         self.skew = self._skew(profile, skew)
-        self._attention = AttentionLaw(profile, model.layers, self.skew)
-        self.prefill, self.decode = self._attention.prefill, self._attention.decode
-        self._experts = self._experts_law(profile) if model.experts else None
-        self._exchange = self._exchange_of(profile, collectives)
+        self.attention = AttentionLaw(profile, model.layers, self.skew)
+        self.prefill, self.decode = self.attention.prefill, self.attention.decode
+        self.experts = self._experts_law(profile) if model.experts else None
+        self.exchange = self._exchange_of(profile, collectives)
         self.overhead = self._overhead_rows(profile, host_overhead)
-        self._copies = copies
+        self.copies = copies
         if copies is not None:
             self.assumptions.append(copies.assumption)
-        self._host_overlaps = host_overlaps
+        self.host_overlaps = host_overlaps
         self._graph_sizes = list(graph_sizes)
         self._prefill_graph_sizes = [] if graphs_decode_only else self._graph_sizes
         self._laws: dict[int, DecodeLaw] = {}
@@ -103,7 +103,7 @@ class StepLatency:
         self, prefills: Sequence[tuple[int, int]], decodes: int, kv_tokens: int, spread: Spread | None = None
     ) -> float:
         """Seconds of one step of an engine on its own; the arguments are a `Batch`'s. An empty step takes no time."""
-        if prefills and self._attention.one_kernel:
+        if prefills and self.attention.one_kernel:
             prefills, decodes, kv_tokens, spread = Batch(prefills, decodes, kv_tokens, spread).one_token_each()
         if prefills:
             tokens = decodes
@@ -111,10 +111,10 @@ class StepLatency:
                 tokens += new
             sequences, padded = decodes + len(prefills), _next_size(self._prefill_graph_sizes, tokens)
             kernels = self._tokenwise(padded, sequences) + self._attention_of(prefills, decodes, kv_tokens, spread)
-            if self._experts is not None:
+            if self.experts is not None:
                 kernels += self._shared(padded)
             host = self.host(sequences, tokens - sequences)
-            return max(kernels, host) if self._host_overlaps else kernels + host
+            return max(kernels, host) if self.host_overlaps else kernels + host
         if not decodes:
             return 0.0
         if self.skew is not None and spread is not None:
@@ -142,9 +142,9 @@ class StepLatency:
 
     def swap(self, out: int, into: int) -> float:
         """Seconds to copy so many KV blocks out of the device and into it."""
-        if self._copies is None:
+        if self.copies is None:
             raise ValueError("a step swaps blocks, and no law of copies was given")
-        seconds, inside = self._copies(out, into)
+        seconds, inside = self.copies(out, into)
         if not inside:
             self.extrapolated["copy"] += 1
         return seconds
@@ -154,7 +154,7 @@ class StepLatency:
 
         An engine that has nothing to do computes one token of no request, as the others wait for its part.
         """
-        if self._attention.one_kernel:
+        if self.attention.one_kernel:
             batches = [batch.one_token_each() for batch in batches]
         if not any(batch.prefills for batch in batches):
             return float(self.group_decode_run(batches, 1)[0])
@@ -189,6 +189,14 @@ class StepLatency:
         low, high = rows.cell(row)
         return rows(row, min(extra_tokens, rows.curves[low].high, rows.curves[high].high))
 
+    def attention_of_decodes(self, decodes: int) -> Curve:
+        """Seconds of a step's decode attention over the sum of cached tokens, of as many sequences equally long."""
+        return (self._laws.get(decodes) or self._law(decodes)).attention
+
+    def computed_tokens(self, tokens: int, *, prefills: bool) -> int:
+        """Tokens that a step computes, with those that pad it to the next captured graph."""
+        return _next_size(self._prefill_graph_sizes if prefills else self._graph_sizes, tokens)
+
     # The parts of a step.
 
     def _tokenwise(self, padded: int, sequences: int) -> float:
@@ -196,11 +204,11 @@ class StepLatency:
         by_tokens = self._by_tokens.get(padded)
         if by_tokens is None:
             outside = not self.dense.covers(padded)
-            by_tokens = self._by_tokens[padded] = (self.dense(padded) + self._exchange.hidden_states(padded), outside)
+            by_tokens = self._by_tokens[padded] = (self.dense(padded) + self.exchange.hidden_states(padded), outside)
         by_sequences = self._by_sequences.get(sequences)
         if by_sequences is None:
             outside = not self.per_sequence.covers(sequences)
-            seconds = self.per_sequence(sequences) + self._exchange.logits(sequences)
+            seconds = self.per_sequence(sequences) + self.exchange.logits(sequences)
             by_sequences = self._by_sequences[sequences] = (seconds, outside)
         if by_tokens[1]:
             self.extrapolated["dense"] += 1
@@ -214,7 +222,7 @@ class StepLatency:
         alone = (self._laws.get(decodes) or self._law(decodes)).attention if decodes else None
         if not prefills:
             return alone(kv_tokens) if alone else 0.0
-        seconds, inside = self._attention.mixed(prefills, decodes, kv_tokens, spread, alone)
+        seconds, inside = self.attention.mixed(prefills, decodes, kv_tokens, spread, alone)
         if not inside:
             self.extrapolated["attention"] += 1
         return seconds
@@ -235,11 +243,11 @@ class StepLatency:
 
     def _shared(self, tokens: int) -> float:
         """The experts and their exchange, for the tokens of all engines that share them."""
-        if self._experts is None:
+        if self.experts is None:
             return 0.0
-        if not self._experts.covers(tokens):
+        if not self.experts.covers(tokens):
             self.extrapolated["moe"] += 1
-        return self._experts(tokens) + self._exchange.experts(tokens)
+        return self.experts(tokens) + self.exchange.experts(tokens)
 
     def _with_host(self, batches: Sequence[Batch], kernels: np.ndarray) -> np.ndarray:
         host = max(
@@ -249,7 +257,7 @@ class StepLatency:
             )
             for batch in batches
         )
-        return np.maximum(kernels, host) if self._host_overlaps else kernels + host
+        return np.maximum(kernels, host) if self.host_overlaps else kernels + host
 
     def _law(self, decodes: int) -> DecodeLaw:
         curve = self.decode.at(decodes)
@@ -268,9 +276,9 @@ class StepLatency:
         self.extrapolated.update(before)
         law = self._laws[decodes] = DecodeLaw(
             decodes,
-            fixed if self._host_overlaps else fixed + host,
+            fixed if self.host_overlaps else fixed + host,
             Curve([decodes * kv for kv in curve.xs], curve.ys),
-            host if self._host_overlaps else 0.0,
+            host if self.host_overlaps else 0.0,
             outside,
             self.extrapolated,
         )
@@ -326,7 +334,7 @@ class StepLatency:
 
     def _exchange_of(self, profile: Profile, given: Collectives | None) -> Exchange:
         parallelism = self.parallelism
-        if parallelism.tensor == 1 and (parallelism.data == 1 or self._experts is None):
+        if parallelism.tensor == 1 and (parallelism.data == 1 or self.experts is None):
             return Exchange(self.model, parallelism, None)
         exchange = Exchange(self.model, parallelism, given or collectives_of(profile))
         self.assumptions.append(exchange.assumption(profile.device))

@@ -9,6 +9,7 @@ from ground.assumption import Assumption, Source
 from ground.errors import UserError
 
 _GIB = 1 << 30
+_SMALLEST_WORKING_MEMORY = 2 << 20  # a page of the device
 
 # Memory outside torch's allocator: CUDA context and libraries on one GPU, as vLLM logs it (Gateway API Inference
 # Extension, PR 550: "non-torch 0.16 GiB"), and NCCL's buffers by number of ranks (aiconfigurator, h100_sxm.yaml).
@@ -34,6 +35,32 @@ def activation_peak(model: ModelShape, tp: int, max_num_batched_tokens: int, max
     hidden = max_num_batched_tokens * rank.hidden * rank.dtype_bytes
     sampler = hidden + min(max_num_seqs, max_num_batched_tokens) * model.vocab * _SAMPLER_BYTES_PER_LOGIT
     return max(mlp, sampler)
+
+
+def working_memory(profile: Profile, model: ModelShape, tp: int, kv_bytes: int) -> tuple[int, list[Assumption]]:
+    """Bytes of one rank for all that comes and goes: what weights and a KV pool of `kv_bytes` leave of the device.
+
+    An engine may use all of it, also what `gpu_memory_utilization` left free when the pool was sized.
+
+    Raises:
+        UserError: nobody said how much memory the device has, or nothing of it is left.
+    """
+    if profile.device_memory is None:
+        raise UserError(
+            f"profile {profile.name}: a CPU has no natural memory for an allocator, and of this GPU nobody said how "
+            "much it has; the scenario must give engine.memory.device_bytes"
+        )
+    weights = model.weight_bytes(tp)
+    outside = _CONTEXT_BYTES + _NCCL_BYTES.get(tp, _NCCL_BYTES[8])
+    left = profile.device_memory - weights - kv_bytes - outside
+    if left < _SMALLEST_WORKING_MEMORY:
+        raise UserError(
+            f"{profile.device_memory / _GIB:.1f} GiB of {profile.device} − {weights / _GIB:.1f} of weights − "
+            f"{kv_bytes / _GIB:.1f} of KV pool − {outside / _GIB:.1f} outside torch leave nothing for a step; "
+            "expected fewer engine.kv_blocks, or engine.memory.device_bytes"
+        )
+    note = f"memory of {profile.device} beside weights, a KV pool of {kv_bytes} bytes, CUDA context and NCCL"
+    return left, [Assumption("engine.memory.device_bytes", left, "bytes", "assumed", note)]
 
 
 def kv_block_count(

@@ -60,7 +60,7 @@ def sweep(study: Path, output: Path, workers: int | None) -> None:
         leader = next(point for point in points if point["point"] == ranked[0])
         return f"best {loaded.objective} {metric_text(loaded.objective, leader['metrics'][loaded.objective])}"
 
-    sweeps.open_folder(loaded, output)
+    sweeps.open_study_folder(loaded, output)
     try:
         with progress_bar() as bar:
             task = bar.add_task("points", total=total, note="")

@@ -27,7 +27,8 @@ SCENARIO: dict[str, Any] = {
     "profile": "datasheet:h100-sxm-80gb",
     "slo": {"ttft": 0.5},
 }
-OUTPUTS = ("requests.parquet", "steps.parquet", "metrics.json", "scenario.yaml", "assumptions.json", "report.html")
+TABLES = ("requests.parquet", "steps.parquet", "events.parquet")
+OUTPUTS = (*TABLES, "metrics.json", "scenario.yaml", "assumptions.json", "report.html")
 PATIENCE = 60.0  # seconds that something certain to happen may take on a busy machine
 
 
@@ -74,7 +75,7 @@ def test_help_is_quick(arguments: list[str]) -> None:
 
 def test_help_names_every_command() -> None:
     shown = simctl("--help").stdout
-    for name in ("trace", "calibrate", "run", "sweep", "validate"):
+    for name in ("trace", "calibrate", "run", "sweep", "diagnose", "validate"):
         assert f"\n  {name} " in shown
         assert "Usage" in simctl(name, "--help").stdout
 
@@ -205,6 +206,29 @@ def test_a_scenario_that_is_not_there(here: Path) -> None:
     assert "nosuch.yaml: cannot be read" in refused("sweep", "nosuch.yaml", "-o", "out")
     (here / "s.yaml").write_text("trace: [")
     assert "s.yaml: not YAML" in refused("run", "s.yaml", "-o", "out")
+
+
+# diagnose --what-if.
+
+
+def test_what_if_ranks_remedies_and_goes_on(here: Path) -> None:
+    shown = simctl("diagnose", "s.yaml", "--what-if", "--workers", "1", "--set", "engine.max_num_seqs=1").stdout
+    assert "as it stands" in shown and "more sequences" in shown
+    folder = here / "runs" / "s-what-if"
+    assert shown.rstrip().endswith("runs/s-what-if/what-if.html")
+    written = {path.name for path in folder.iterdir()}
+    assert written == {"what-if.yaml", "points.jsonl", "what-if.json", "what-if.html"}
+    before = (folder / "points.jsonl").read_bytes()
+    simctl("diagnose", "s.yaml", "--what-if", "--set", "engine.max_num_seqs=1")
+    assert (folder / "points.jsonl").read_bytes() == before
+    assert "holds another what-if" in refused("diagnose", "s.yaml", "--what-if")
+
+
+def test_what_if_names_mistakes(here: Path) -> None:
+    assert "unknown" in refused("diagnose", "s.yaml", "--what-if", "--objective", "e2e.p98")
+    assert "engine.max_num_seqs" in refused("diagnose", "s.yaml", "--what-if", "--set", "engine.max_num_seqs=many")
+    assert "cannot be read" in refused("diagnose", "none.yaml", "--what-if")
+    assert not (here / "runs").exists()
 
 
 # sweep.

@@ -204,6 +204,7 @@ def _write(
         scenario.resolved(),
         _facts(recording),
         events=recording.events,
+        sessions=recording.sessions,
     )
     write_run(folder, run, force=force)
     measurement = {

@@ -43,6 +43,7 @@ class Recording:
     lateness: Lateness
     failures: Counter[str] = field(default_factory=Counter)  # reason in words → requests
     events: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=EVENTS))  # its columns; likewise
+    sessions: pl.DataFrame | None = None  # with the columns of `SESSIONS`, where KV blocks were kept for idle sessions
     engine: dict[str, Any] = field(default_factory=dict)  # what answered: device and versions, or the server's address
 
 

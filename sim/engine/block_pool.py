@@ -97,7 +97,7 @@ class Hit(NamedTuple):
     tokens: int
 
 
-_NOTHING = Hit([], [], 0, 0)
+NO_HIT = Hit([], [], 0, 0)
 
 
 class BlockPool:
@@ -112,6 +112,14 @@ class BlockPool:
         self._queue: OrderedDict[Span, None] = OrderedDict({everything: None})
         self._cached: dict[int, Span] = {}  # id → the span that has its blocks
         self._evicted: dict[int, None] = {}  # ids that were cached once and are not now, the latest last
+
+    @property
+    def held(self) -> int:
+        return self.total - self.free
+
+    def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
+        """Whether such a request finds place when it is alone. Its last token is never computed."""
+        return prompt_tokens + output_tokens - 1 <= self.total * self.block_size
 
     def take(self, count: int) -> Ids[int]:
         """The `count` blocks that were free the longest; cached ones among them are forgotten.
@@ -145,7 +153,7 @@ class BlockPool:
         At least one token is left to compute, for its logits.
         """
         if not holding.keys and holding.resume is None:
-            return _NOTHING
+            return NO_HIT
         limit = (tokens - 1) // self.block_size
         spans: list[Span] = []
         used: list[int] = []
@@ -266,6 +274,11 @@ class BlockPool:
                 self._queue[span] = None
                 self.free += len(span.ids)
         holding.runs, holding.tail, holding.blocks = [], Ids("i"), 0
+
+    def forget(self) -> None:
+        """Evict everything; nobody holds a block."""
+        self.take(self.total)
+        self._enqueue(Span(Ids("i", range(self.total - 1, -1, -1))))
 
     def _enqueue(self, span: Span) -> None:
         span.holders = 0

@@ -1,10 +1,17 @@
 """What an operator sets on one engine; the names are vLLM's."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from ground.spec import Spec
+from sim.engine.session_retention import SessionRetentionSettings
+
+
+def decide_prefix_caching(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings as given, without a prefix cache where there is nothing that it could share and nobody asked for it."""
+    nothing_shared = given.get("kv_cache") is False or given.get("kv_reservation", "paged") != "paged"
+    return {"enable_prefix_caching": False, **given} if nothing_shared else given
 
 
 class EngineLimits(Spec):
@@ -37,6 +44,22 @@ class EngineLimits(Spec):
         "without one they are recomputed",
     )
     reserved_blocks: int = Field(default=0, ge=0, description="blocks of the pool that are never given out")
+    kv_cache: bool = Field(
+        default=True, description="keys and values are kept; without, every step computes whole sequences"
+    )
+    kv_reservation: Literal["paged", "oracle", "pow2", "max"] = Field(
+        default="paged",
+        description="blocks as they are needed, or one contiguous range for a whole request: of its length, of its "
+        "output rounded up to a power of two, of max_model_len",
+    )
+    session_retention: SessionRetentionSettings | None = Field(
+        default=None, description="KV blocks stay held for idle sessions; they are not if not given"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _decide_prefix_caching(cls, given: Any) -> Any:
+        return decide_prefix_caching(given) if isinstance(given, dict) else given
 
     @model_validator(mode="after")
     def _every_sequence_fits_the_budget(self) -> "EngineLimits":
@@ -45,6 +68,34 @@ class EngineLimits(Spec):
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}; "
                 f"expected at least max_num_seqs ({self.max_num_seqs}), so that every sequence can decode"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _kv_settings_agree(self) -> "EngineLimits":
+        kind = f"kv_reservation is {self.kv_reservation}" if self.kv_cache else "kv_cache is false"
+        if not self.kv_cache or self.kv_reservation != "paged":
+            if self.enable_prefix_caching:
+                raise ValueError(
+                    f"{kind} and enable_prefix_caching is true; expected no prefix cache, which is of blocks"
+                )
+            if self.swap_blocks:
+                raise ValueError(f"{kind} and swap_blocks is {self.swap_blocks}; expected 0, since nobody is preempted")
+        if not self.kv_cache and self.kv_reservation != "paged":
+            raise ValueError(
+                f"kv_cache is false and kv_reservation is {self.kv_reservation}; expected nothing reserved"
+            )
+        if (not self.kv_cache or self.kv_reservation != "paged") and self.data_parallel > 1:
+            raise ValueError(f"{kind} and data_parallel is {self.data_parallel}; expected 1")
+        if self.kv_reservation == "max" and self.max_model_len is None:
+            raise ValueError("kv_reservation is max and max_model_len is not given; expected the length to reserve")
+        if self.session_retention is not None:
+            if not self.enable_prefix_caching:
+                raise ValueError(
+                    "session_retention is given and enable_prefix_caching is false; expected a prefix cache, in which "
+                    "the next turn finds what was kept"
+                )
+            if self.data_parallel > 1:
+                raise ValueError(f"session_retention is given and data_parallel is {self.data_parallel}; expected 1")
         return self
 
 

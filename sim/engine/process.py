@@ -11,10 +11,14 @@ from calibrate.decode_law import DecodeLaw, DecodeRun, SummedRun
 from calibrate.skew import Spread
 from sim.engine.clock import FIRST_STEP_PRIORITY, Clock
 from sim.engine.config import EngineConfig
+from sim.engine.contiguous_pool import ContiguousPool
 from sim.engine.lockstep import GroupPlan, LockStepScheduler
+from sim.engine.no_cache import whole_sequences
 from sim.engine.plan import Plan
 from sim.engine.request import Request
+from sim.engine.reservation_use import ReservationUse
 from sim.engine.scheduler import Scheduler
+from sim.engine.session_retention import SessionRetention
 from sim.engine.step_costs import FREE, StepCost, StepCosts
 from sim.results.recorder import EventRecorder, StepRecorder
 
@@ -92,8 +96,17 @@ class Engine:
         self._costs = costs
         self._cost = FREE  # of the step under way
         self._copy_seconds = 0.0  # of it
+        self._kv_cache = config.kv_cache
+        self._computed: Plan | GroupPlan = Plan(0)  # by the step under way
+        self.retention: SessionRetention | None = None
+        self.reservation_use: ReservationUse | None = None
+        if isinstance(self.scheduler, Scheduler):
+            self.retention = self.scheduler.retention
+            if isinstance(self.scheduler.pool, ContiguousPool):
+                self.reservation_use = ReservationUse(self.scheduler.pool)
+        self._watched = self.retention is not None or self.reservation_use is not None
         self._slower: dict[tuple[int, tuple[float, float]], DecodeLaw] = {}
-        self._leap = leap
+        self._leap = leap and config.kv_cache  # without, no two steps compute the same
         self._ahead = int(config.async_scheduling)  # steps that are scheduled before they begin
         self._idle = True
         self._decoding: DecodeRun | SummedRun | None = None  # since when the batch is the same
@@ -111,6 +124,12 @@ class Engine:
             self._outdated = True
             if self._leapt > 1 and self._decoding:
                 self._cut_leap(self._decoding)
+
+    def close(self, end: float) -> None:
+        """The run ended then; nothing comes any more."""
+        if self.retention is not None:
+            self.retention.close(end)
+            self.retention.write_events(self._replica, self._events)
 
     def _run(self) -> Generator[simpy.Event, None, None]:
         """Schedule, wait, finish."""
@@ -150,7 +169,8 @@ class Engine:
                 end = decoding.end(self._leapt)
             leapt, self._leapt = self._leapt, 1  # what comes from here on is too late to cut it
             scheduler.advance(plan, leapt)
-            following = self._schedule()
+            # An engine that is started anew knows what has come when it is up.
+            following = None if self._cost.restart else self._schedule()
             self._outdated = False
             yield self._wait_until(end)
             self._outdated = self._outdated or bool(plan.ending)
@@ -160,18 +180,42 @@ class Engine:
     def _begin(self, plan: Plan | GroupPlan, start: float, steps: int) -> float:
         """Start a step, or a leap of so many; returns when it ends."""
         self._leapt = steps
+        if self.reservation_use is not None:
+            self.reservation_use.began()
+        computed = self._computed = plan if self._kv_cache else self._without_cache(plan)
         if self._costs is not None:
-            assert isinstance(plan, Plan)
-            before, self._cost = self._cost, self._costs.begin(plan, start)
+            assert isinstance(computed, Plan)
+            before, self._cost = self._cost, self._costs.begin(computed, start)
+            if self._cost.restart:
+                self._restart(plan, start)
+                return start + self._cost.once
             if self._cost.once or self._cost.steady != before.steady:
                 self._decoding = None
-        if plan.chunks or plan.swapped_out or not plan.decodes:  # without any work it only preempts
+        if computed.chunks or computed.swapped_out or not computed.decodes:  # without any work it only preempts
             self._decoding = None
-            return start + self._step(plan)
+            return start + self._step(computed)
         decoding = self._decoding
         if decoding is None or plan.starved or not decoding.goes_on(plan.decodes, plan.kv_tokens):
             decoding = self._decoding = self._decode_run(plan, start + self._cost.once, steps)
         return decoding.end(steps)
+
+    def _without_cache(self, plan: Plan | GroupPlan) -> Plan:
+        assert isinstance(plan, Plan)
+        scheduler = self.scheduler
+        return whole_sequences(plan, [(request, scheduler.context(request)) for request in scheduler.decoding(plan)])
+
+    def _restart(self, plan: Plan | GroupPlan, start: float) -> None:
+        """The engine starts anew instead of running `plan`, of which nothing is left to compute."""
+        assert isinstance(plan, Plan)
+        self._decoding = None
+        self._leapt = 1
+        self._computed = plan
+        for request in self.scheduler.reset(plan, start):
+            amount = request.repeats_until
+            self._events.append(start, self._replica, "preempted", request_id=request.request_id, amount=amount)
+        if self.reservation_use is not None:
+            self.reservation_use.ran(start, start, 0, 0)
+            self.reservation_use.began()
 
     def _step(self, plan: Plan | GroupPlan) -> float:
         if isinstance(plan, GroupPlan):
@@ -234,15 +278,26 @@ class Engine:
         scheduler, now = self.scheduler, self._clock.now
         running, waiting = scheduler.running_count, scheduler.waiting_count
         finished = scheduler.complete(plan, now)
-        self._steps.append(self._replica, start, now, leapt, plan, running, waiting, scheduler.blocks_held)
+        self._steps.append(self._replica, start, now, leapt, self._computed, running, waiting, scheduler.blocks_held)
+        if self._watched:
+            self._watch(start, now, finished)
         if plan.chunks or plan.swapped_out:
             self._events.of_step(self._replica, start, plan, self._copy_seconds)
         if self._costs is not None:
-            self._costs.end(start, leapt)
+            if not self._cost.restart:
+                self._costs.end(start, leapt)
             for request in finished:
                 self._costs.finished(request, now)
         for request in finished:
             self._on_finish(request)
+
+    def _watch(self, start: float, end: float, finished: Sequence[Request]) -> None:
+        """A row of steps has ended: what became of the memory."""
+        if self.reservation_use is not None:
+            gone = sum(request.prompt_tokens + request.output_tokens - 1 for request in finished)
+            self.reservation_use.ran(start, end, self.scheduler.tokens_held, gone)
+        if self.retention is not None:
+            self.retention.write_events(self._replica, self._events)
 
     def _cut_leap(self, decoding: DecodeRun | SummedRun) -> None:
         """An arrival is acted on where the present step ends: the step after it, or after the one that was already

@@ -24,6 +24,7 @@ class Request:
         "first_token",
         "generated",
         "holding",
+        "missed_tokens",
         "offset",
         "output_tokens",
         "preemptions",
@@ -73,3 +74,4 @@ class Request:
         self.cached_tokens = 0
         self.preemptions = 0
         self.repeats_until = 0  # tokens that were computed when it was preempted
+        self.missed_tokens = 0  # that it computed although the prefix cache had held them

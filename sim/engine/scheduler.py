@@ -15,18 +15,19 @@ requests stand at a block's edge (`_at_edge`); and who finishes next is the top 
 blocks do not suffice for all are the running requests visited in order.
 """
 
-from collections.abc import Sequence
 from heapq import heappop, heappush
 from operator import attrgetter
 
 from calibrate.skew import Spread
-from ground.errors import UserError
-from sim.engine.block_pool import BlockPool, Holding
+from sim.engine.block_pool import BlockPool
 from sim.engine.config import EngineConfig
+from sim.engine.context_spread import ContextSpread
+from sim.engine.kv_pool import make_pool, new_holding
 from sim.engine.plan import Chunk, Plan
 from sim.engine.request import Request
 from sim.engine.scheduling_policy import SCHEDULING_POLICIES
-from sim.engine.swap_space import BlockCopy, Swapped, SwapSpace
+from sim.engine.session_retention import SessionRetention
+from sim.engine.swap_space import SwapSpace
 
 _admission = attrgetter("admission")
 
@@ -37,10 +38,14 @@ class Scheduler:
     def __init__(self, config: EngineConfig, *, spread: bool = True) -> None:
         """`spread`: whether plans say how unequal the decoding contexts are, which some step times do not ask."""
         self.config = config
-        self._keeps_spread = spread
+        self._spread = ContextSpread() if spread else None
         self._size = config.block_size
-        self.pool = BlockPool(config.kv_blocks - config.reserved_blocks, config.block_size)
+        self.pool = make_pool(config)
         self.swap = SwapSpace(config.swap_blocks)
+        self.retention: SessionRetention | None = None
+        if config.session_retention is not None:
+            assert isinstance(self.pool, BlockPool)
+            self.retention = SessionRetention(config.session_retention, self.pool)
         make_queue, self._choose_victim = SCHEDULING_POLICIES[config.scheduling_policy]
         self._waiting = make_queue()
         self._running: dict[Request, None] = {}  # in order of admission
@@ -51,9 +56,6 @@ class Scheduler:
         self._step = 0
         self._decodes = 0
         self._kv_tokens = 0  # computed tokens of all decoding requests, summed
-        self._offsets = 0  # of them, summed, and their squares: contexts are offset + step
-        self._offset_squares = 0
-        self._longest: list[tuple[int, int, Request]] = []  # heap of (-offset, admission, request)
         self._ended: set[Request] = set()  # with their last token under way
         self._at_edge = [0] * config.block_size  # [s % block_size]: how many need a new block at step s
         self._unsettled = self.pool.take(0)  # blocks of decoding requests, not yet said whose
@@ -70,14 +72,22 @@ class Scheduler:
 
     @property
     def blocks_held(self) -> int:
-        return self.pool.total - self.pool.free
+        """By requests, and for idle sessions."""
+        return self.pool.held
+
+    @property
+    def tokens_held(self) -> int:
+        """Of the running requests, in the KV cache."""
+        prefilling = sum(request.computed for request in self._prefilling)
+        ended = sum(request.prompt_tokens + request.output_tokens - 1 for request in self._ended)
+        return self._kv_tokens + prefilling + ended
 
     def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
         """Whether such a request can run when it is alone. Its last token is never computed."""
         tokens = prompt_tokens + output_tokens - 1
         if not self.config.enable_chunked_prefill and tokens > self.config.max_num_batched_tokens:
             return False
-        return tokens <= self.pool.total * self.config.block_size
+        return self.pool.fits(prompt_tokens, output_tokens)
 
     def add(self, request: Request) -> bool:
         """Queue an arrival; True if the next step may differ because of it.
@@ -87,10 +97,7 @@ class Scheduler:
         """
         if not self.fits(request.prompt_tokens, request.output_tokens):
             raise ValueError(f"request {request.request_id} can never run")
-        if self.config.enable_prefix_caching and request.prefix_ids:
-            request.holding = Holding(*self._block_keys(request.prefix_ids, request.prefix_block_tokens))
-        else:
-            request.holding = Holding()
+        request.holding = new_holding(self.config, request)
         self._waiting.push(request)
         # Behind a blocked head, or where all seats are taken, it changes nothing until somebody finishes.
         return self._waiting.head() is request and len(self._running) < self.config.max_num_seqs
@@ -99,6 +106,8 @@ class Scheduler:
         """The next step, begun at `now`; None if there is nothing to do."""
         if not self._running and not self._waiting:
             return None
+        if self.retention is not None:
+            self.retention.expire(now)
         plan = self._grant_all() or self._grant_in_order()
         if not plan.preempted and self._waiting:
             self._admit(plan, now)
@@ -111,7 +120,7 @@ class Scheduler:
 
         Until then nobody finishes and the blocks suffice; arrivals are the caller's to watch (see `add`). A waiting
         head that could not be admitted now cannot be before somebody finishes: seats, budget and free blocks do
-        not grow meanwhile.
+        not grow meanwhile. (The blocks of idle sessions may come back, but all had been given up if it needed blocks.)
         """
         if plan.chunks or plan.starved or plan.preempted:
             return 1
@@ -161,7 +170,9 @@ class Scheduler:
             if chunk.start < request.repeats_until:
                 plan.recomputed += min(request.computed, request.repeats_until) - chunk.start
             elif request.holding.cached_anew:
-                plan.missed += min(chunk.tokens, request.holding.cached_anew * self._size)
+                missed = min(chunk.tokens, request.holding.cached_anew * self._size)
+                plan.missed += missed
+                request.missed_tokens += missed
             request.holding.cached_anew = 0
             if chunk.last:
                 del self._prefilling[request]
@@ -180,13 +191,45 @@ class Scheduler:
         """The plan, which has advanced, ended at `now`. Returns who finished."""
         for request in plan.first_tokens:
             request.first_token = now
+        retention = self.retention
+        if retention is not None:
+            retention.expire(now)  # before others give back blocks, as had it been asked at every step
         for request in plan.ending:
             request.finish = now
             self._ended.remove(request)
-            if request in self._running:  # it may have been preempted with its last token under way
+            if retention is not None and request.session is not None:
+                retention.answered(request)
+                self._running.pop(request, None)
+            elif request in self._running:  # it may have been preempted with its last token under way
                 self.pool.release(request.holding)
                 del self._running[request]
         return plan.ending
+
+    def reset(self, plan: Plan, now: float) -> list[Request]:
+        """The engine is started anew, at `now`, instead of running `plan`, which was scheduled last.
+
+        Every running request is preempted, and neither the prefix cache nor an idle session keeps anything. Host memory
+        keeps the copies that were made before; those that the plan would have made are lost. The plan is left without
+        work, to be advanced and completed as any other. Returns who was preempted beyond the plan's own victims.
+        """
+        for victim in plan.victims:
+            self.swap.drop(victim)
+        for chunk in plan.chunks:
+            chunk.request.holding.cached_anew = 0
+        decoding = set(self.decoding(plan))
+        lost = [request for request in reversed(self._running) if request not in self._ended]
+        for request in list(reversed(self._running)):
+            self._take_out(request, int(request in decoding))
+        if self.retention is not None:
+            self.retention.expire(now)
+            self.retention.drop_all("restart")
+        self.pool.forget()
+        plan.decodes = plan.kv_tokens = 0
+        plan.spread = None
+        plan.chunks, plan.starved, plan.swapped_out, plan.swapped_in = [], [], (), ()
+        plan.victims = [*plan.victims, *lost]
+        plan.preempted += len(lost)
+        return lost
 
     def decoding(self, plan: Plan) -> list[Request]:
         """The requests of which `plan` computes one token."""
@@ -209,11 +252,12 @@ class Scheduler:
     # Running requests.
 
     def _grant_all(self) -> Plan | None:
-        """Every running request gets what it asks; None, with nothing changed, if budget or blocks are too few."""
+        """Every running request gets what it asks; None, with nothing changed but idle sessions given up, if budget or
+        blocks are too few."""
         plan = Plan(self.config.max_num_batched_tokens - self._decodes)
         blocks = self._at_edge[self._step % self._size]
         if not self._prefilling:
-            if blocks > self.pool.free:
+            if blocks > self.pool.free and not self._make_room(blocks):
                 return None
         else:
             missing = blocks
@@ -226,7 +270,7 @@ class Scheduler:
                     plan.budget -= tokens
                     plan.chunks.append(Chunk(request, request.computed, tokens))
                     missing += self.pool.blocks_missing(request.holding, request.computed + tokens)
-            if missing > self.pool.free:
+            if missing > self.pool.free and not self._make_room(missing):
                 return None
             for chunk in plan.chunks:
                 self.pool.hold(chunk.request.holding, chunk.start + chunk.tokens)
@@ -235,8 +279,8 @@ class Scheduler:
             self._unsettled += self.pool.take(blocks)
         plan.decodes = self._decodes
         plan.kv_tokens = self._kv_tokens
-        if self._keeps_spread:
-            plan.spread = self._spread()
+        if self._spread is not None:
+            plan.spread = self._spread.at(self._step, self._decodes)
         return plan
 
     def _grant_in_order(self) -> Plan:
@@ -259,6 +303,8 @@ class Scheduler:
                 missing = int(computed % self.config.block_size == 0)
             else:
                 missing = self.pool.blocks_missing(request.holding, computed + tokens)
+            if missing > self.pool.free:
+                self._make_room(missing)
             while missing > self.pool.free and request in self._running:
                 victim = self._choose_victim(self._running)
                 plan.budget += granted.get(victim, 0)
@@ -282,15 +328,25 @@ class Scheduler:
         plan.starved = [request for request in plan.starved if request in self._running]
         plan.decodes = self._decodes - len(plan.starved)
         plan.kv_tokens = self._kv_tokens - sum(self.context(request) for request in plan.starved)
-        if self._keeps_spread and not plan.starved:
-            plan.spread = self._spread()
-        elif self._keeps_spread and plan.decodes:
+        if self._spread is not None and not plan.starved:
+            plan.spread = self._spread.at(self._step, self._decodes)
+        elif self._spread is not None and plan.decodes:
             contexts = [self.context(request) for request in self.decoding(plan)]
             plan.spread = Spread(sum(context * context for context in contexts), max(contexts))
         return plan
 
+    def _make_room(self, blocks: int) -> bool:
+        """Whether so many blocks are free once idle sessions have given up theirs."""
+        return self.retention is not None and self.retention.make_room(blocks)
+
     def _preempt(self, request: Request, granted: int, plan: Plan) -> None:
         """Free the blocks of a request; all its tokens so far become its prompt. `granted`: tokens of this step."""
+        if request not in self._ended:
+            plan.victims = [*plan.victims, request]
+        self._take_out(request, granted, plan)
+
+    def _take_out(self, request: Request, granted: int, saving: Plan | None = None) -> None:
+        """The same; what it has computed is saved for it, in the cache and in copies that go into the plan `saving`."""
         request.preemptions += 1
         del self._running[request]
         if request in self._ended:
@@ -303,22 +359,16 @@ class Scheduler:
             computed = self.context(request)
             request.generated = request.output_tokens - (request.finish_step - self._step + 1)
             self._stop_decoding(request, self._step, granted)
-        plan.victims = [*plan.victims, request]
         request.repeats_until = max(request.repeats_until, computed)
-        self._swap_out(request, computed, plan)
+        if saving is not None:
+            blocks = -(-computed // self._size)
+            if copy := self.swap.save(request, computed, blocks):
+                saving.swapped_out = [*saving.swapped_out, copy]
         resumable = computed if self.config.enable_prefix_caching else 0
         self.pool.release(request.holding, resumable_tokens=resumable)
         request.target = request.prompt_tokens + request.generated
         request.computed = 0
         self._waiting.put_back(request)
-
-    def _swap_out(self, request: Request, computed: int, plan: Plan) -> None:
-        """Copy the first `computed` tokens of a request to host memory, if they find place."""
-        blocks = -(-computed // self._size)
-        if 0 < blocks <= self.swap.free:
-            request.swapped = Swapped(computed, self.swap.take(blocks))
-            device = request.holding.block_table()[:blocks]
-            plan.swapped_out = [*plan.swapped_out, BlockCopy(device, request.swapped.host)]
 
     # Waiting requests.
 
@@ -335,7 +385,11 @@ class Scheduler:
                 break
             tokens = min(wanted, plan.budget)
             needed = request.target if config.scheduler_reserve_full_isl else start + tokens
-            if not self.pool.admit(request.holding, hit, start + tokens, needed):
+            if self.retention is None:
+                admitted = self.pool.admit(request.holding, hit, start + tokens, needed)
+            else:
+                admitted = self.retention.admit(request, hit, start + tokens, needed)
+            if not admitted:
                 break
             self._waiting.pop()
             self._admissions += 1
@@ -347,31 +401,10 @@ class Scheduler:
                 request.cached_tokens = hit.tokens
             else:
                 plan.resumed = [*plan.resumed, request]
-            if request.swapped is not None:
-                self._swap_in(request, request.swapped, hit.tokens, plan)
+            if request.swapped is not None and (copy := self.swap.restore(request, hit.tokens // self._size)):
+                plan.swapped_in = [*plan.swapped_in, copy]
             plan.budget -= tokens
             plan.chunks.append(Chunk(request, start, tokens))
-
-    def _swap_in(self, request: Request, swapped: Swapped, cached: int, plan: Plan) -> None:
-        """Copy back what host memory has of a request beyond `cached` tokens, which were found on the device."""
-        if swapped.tokens > cached:
-            first = cached // self._size
-            device = request.holding.block_table()[first : len(swapped.host)]
-            plan.swapped_in = [*plan.swapped_in, BlockCopy(device, swapped.host[first:])]
-        self.swap.give(swapped.host)
-        request.swapped = None
-
-    def _block_keys(self, ids: Sequence[int], id_tokens: int) -> tuple[Sequence[int], int]:
-        """One key for each run of whole blocks, and the blocks in it, from chain ids of `id_tokens` tokens."""
-        size = self.config.block_size
-        if id_tokens % size == 0:
-            return ids, id_tokens // size
-        if size % id_tokens == 0:
-            step = size // id_tokens
-            return ids[step - 1 :: step], 1
-        raise UserError(
-            f"prefix ids stand for {id_tokens} tokens and block_size is {size}: expected one to divide the other"
-        )
 
     # Decoding, counted.
 
@@ -383,8 +416,8 @@ class Scheduler:
         self._at_edge[-request.offset % self.config.block_size] += 1
         self._decodes += 1
         self._kv_tokens += request.target
-        if self._keeps_spread:
-            self._count_offset(request, 1)
+        if self._spread is not None:
+            self._spread.add(request)
         self._latest_decoder = max(self._latest_decoder, request.admission)
 
     def _stop_decoding(self, request: Request, step: int, granted: int = 0) -> None:
@@ -393,8 +426,8 @@ class Scheduler:
         self._at_edge[-request.offset % self.config.block_size] -= 1
         self._decodes -= 1
         self._kv_tokens -= computed
-        if self._keeps_spread:
-            self._count_offset(request, -1)
+        if self._spread is not None:
+            self._spread.remove(request)
         request.finish_step = -1
         self._settle(request, computed + granted)
         self.pool.cache_full_blocks(request.holding, computed)
@@ -403,32 +436,14 @@ class Scheduler:
         """It was left out of a step that the others ran."""
         size = self.config.block_size
         self._at_edge[-request.offset % size] -= 1
-        if self._keeps_spread:
-            self._count_offset(request, -1)
+        if self._spread is not None:
+            self._spread.remove(request)
         request.offset -= 1
-        if self._keeps_spread:
-            self._count_offset(request, 1)
+        if self._spread is not None:
+            self._spread.add(request)
         self._at_edge[-request.offset % size] += 1
         request.finish_step += 1
         heappush(self._finishing, (request.finish_step, request.admission, request))
-
-    def _count_offset(self, request: Request, sign: int) -> None:
-        """Add a decoding request to the sums that its context is part of, or take it out of them."""
-        offset = request.offset
-        self._offsets += sign * offset
-        self._offset_squares += sign * offset * offset
-        if sign > 0:
-            heappush(self._longest, (-offset, request.admission, request))
-
-    def _spread(self) -> Spread | None:
-        """Of all that decode, at the step that is scheduled."""
-        if not self._decodes:
-            return None
-        longest, step = self._longest, self._step
-        while longest[0][2].finish_step == -1 or -longest[0][2].offset != longest[0][0]:
-            heappop(longest)  # it no longer decodes, or started anew elsewhere
-        squares = self._offset_squares + 2 * step * self._offsets + self._decodes * step * step
-        return Spread(squares, step - longest[0][0])
 
     def _settle(self, request: Request, tokens: int) -> None:
         """Say which of the unsettled blocks are this request's."""

@@ -7,7 +7,10 @@ that goes on with them. A step that preempts admits nobody, so no step copies bo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from sim.engine.request import Request
 
 
 class BlockCopy(NamedTuple):
@@ -43,3 +46,27 @@ class SwapSpace:
 
     def give(self, blocks: Sequence[int]) -> None:
         self._free += blocks
+
+    def save(self, request: Request, tokens: int, blocks: int) -> BlockCopy | None:
+        """Take host blocks for the first `tokens` tokens of a request, which are in its first blocks; None if there is
+        nothing to copy or no room."""
+        if not 0 < blocks <= self.free:
+            return None
+        request.swapped = Swapped(tokens, self.take(blocks))
+        return BlockCopy(request.holding.block_table()[:blocks], request.swapped.host)
+
+    def restore(self, request: Request, cached: int) -> BlockCopy | None:
+        """Give back the host blocks of a request; what is to be copied into its blocks on the device, of which the
+        first `cached` were found there."""
+        swapped, request.swapped = request.swapped, None
+        assert swapped is not None
+        self.give(swapped.host)
+        if len(swapped.host) <= cached:
+            return None
+        return BlockCopy(request.holding.block_table()[cached : len(swapped.host)], swapped.host[cached:])
+
+    def drop(self, request: Request) -> None:
+        """Forget what host memory has of a request."""
+        if request.swapped is not None:
+            self.give(request.swapped.host)
+            request.swapped = None

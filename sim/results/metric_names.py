@@ -9,7 +9,20 @@ from typing import Any, Literal
 
 from ground.errors import UserError
 
-Unit = Literal["s", "requests", "req/s", "tok/s", "share", "sequences", "price", "yes/no", "preemptions"]
+Unit = Literal[
+    "s",
+    "requests",
+    "req/s",
+    "tok/s",
+    "share",
+    "sequences",
+    "price",
+    "yes/no",
+    "preemptions",
+    "loads",
+    "bytes",
+    "bytes/min",
+]
 Better = Literal["smaller", "larger", "neither"]
 
 LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E latency", "queue": "Queueing time"}
@@ -53,7 +66,21 @@ METRICS: dict[str, Metric] = {
     "cost.per_million_output_tokens": Metric("Cost per million output tokens", "price", "smaller"),
     "decode_batch": Metric("Mean decode batch", "sequences", "neither"),
     "busy.mean": Metric("Busy share of time", "share", "neither"),
+    "memory.reserved_peak": Metric("Reserved device memory peak", "bytes", "smaller"),
+    "memory.reserved_end": Metric("Reserved device memory at the end", "bytes", "smaller"),
+    "memory.growth": Metric("Growth of reserved memory", "bytes/min", "smaller"),
+    "memory.fragmentation": Metric("Idle share of reserved memory", "share", "smaller"),
+    "weights.loads": Metric("Weight loads", "loads", "smaller"),
+    "weights.bytes": Metric("Weight bytes loaded", "bytes", "smaller"),
+    "weights.evictions": Metric("Weights evicted", "loads", "smaller"),
+    "weights.hit_rate": Metric("Weight cache hits", "share", "larger"),
+    "weights.wait.mean": Metric("Wait for weights mean", "s", "smaller"),
+    "weights.wait.p99": Metric("Wait for weights p99", "s", "smaller"),
+    "weights.wait.max": Metric("Wait for weights max", "s", "smaller"),
 }
+
+# First words of metrics that a run has only where it models what they measure.
+OPTIONAL = frozenset({"memory", "weights"})
 
 
 def describe(name: str) -> Metric:
@@ -71,12 +98,16 @@ def describe(name: str) -> Metric:
 
 
 def metric(metrics: Mapping[str, Any], name: str) -> float | None:
-    """The number called `name` ("ttft.p99") in the nested result of `compute`; null where it could not be computed.
+    """The number called `name` ("ttft.p99") in the nested result of `compute`; null where it could not be computed, or
+    the run does not model it.
 
     Raises:
         UserError: there is no metric of that name.
     """
     describe(name)
+    first = name.split(".")[0]
+    if first in OPTIONAL and first not in metrics:
+        return None
     value: Any = metrics
     for key in name.split("."):
         value = value[key]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from sim.results import memory_metrics
 from sim.results.metric_names import LATENCIES, STATISTICS
 from sim.results.slo import Slo
 
@@ -22,6 +23,7 @@ def compute(
     gpus: int | None,
     gpu_hour_price: float | None,
     kv_blocks_total: int | None,
+    memory: pl.DataFrame | None = None,
 ) -> dict[str, Any]:
     """The metrics of a run as a JSON-able dictionary; its dotted names are those of `metric_names.METRICS`.
 
@@ -44,6 +46,7 @@ def compute(
     - `gpu_seconds`: `gpus` × `duration`; `cost.total`: that at `gpu_hour_price`, in the price's currency, and
       `cost.per_million_output_tokens`: per million output tokens of finished requests.
     - `decode_batch`: mean number of decoding sequences over the steps that decode.
+    - `memory`: what `memory_metrics.compute` says of the memory table, where there is one.
     - `busy`: share of `duration` in which a replica runs a step, for each replica that ran one, and their mean.
 
     Args:
@@ -51,6 +54,7 @@ def compute(
         gpus: GPUs of the whole fleet; null where the server does not say.
         gpu_hour_price: price of one GPU for one hour.
         kv_blocks_total: KV blocks of the whole fleet; null where the server does not say.
+        memory: table of the devices' memory, where it was modelled.
     """
     finished = requests.filter(pl.col("status") == "finished")
     good = finished.filter(_meets(slo))
@@ -105,6 +109,7 @@ def compute(
             "per_million_output_tokens": _ratio(_product(cost, 1e6), output_tokens),
         },
         "decode_batch": _ratio(decoded, decode_steps),
+        **({} if memory is None else {"memory": memory_metrics.compute(memory, last)}),
         "busy": {
             "mean": float(np.mean(list(busy.values()))) if busy and duration else None,
             "replicas": busy,

@@ -10,7 +10,7 @@ import yaml
 from ground.page import Page, Tone
 from sim.results import charts
 from sim.results.display import UNKNOWN, metric_text, seconds, share
-from sim.results.metric_names import LATENCIES, METRICS, STATISTICS, flatten
+from sim.results.metric_names import LATENCIES, METRICS, OPTIONAL, STATISTICS, flatten
 
 if TYPE_CHECKING:
     from sim.results.folder import Run
@@ -59,7 +59,8 @@ def write_report(run: Run, path: Path) -> None:
         [[label, *(seconds(numbers[f"{name}.{key}"]) for key in STATISTICS)] for name, label in LATENCIES.items()],
         "Over finished requests; percentiles are linear between order statistics.",
     )
-    rest = [name for name in METRICS if name.split(".")[0] not in LATENCIES]
+    left_out = LATENCIES.keys() | (OPTIONAL - run.metrics.keys())
+    rest = [name for name in METRICS if name.split(".")[0] not in left_out]
     page.table(["metric", "value"], [[METRICS[name].label, metric_text(name, numbers[name])] for name in rest])
     if busy := run.metrics["busy"]["replicas"]:
         page.table(["replica", "busy"], [[replica, share(value)] for replica, value in busy.items()])

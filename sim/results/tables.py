@@ -56,11 +56,14 @@ EVENT_KINDS: dict[str, tuple[str, str]] = {
     "missed": ("tokens", "of a step's prefill: the prefix cache had held them, and evicted them"),
     "copy": ("blocks", "KV blocks copied between device and host memory before a step"),
     "graph": ("bytes", "a shape met for the first time, or again after it was dropped, was captured or compiled"),
+    "launch": ("steps", "kernels were launched one by one, for want of a graph of that shape"),
     "allocator": ("bytes", "the device allocator asked the driver for memory or gave some back"),
     "host": ("sessions", "host work beyond what a step takes with few sessions"),
     "restart": ("bytes", "out of memory: the engine was started anew"),
     "session_evicted": ("blocks", "the KV blocks kept for an idle session were given up"),
     "model_load": ("bytes", "a request waited for the weights of its model"),
+    "weights_loaded": ("bytes", "a host loaded a model's weights, in so many seconds for which no step waited"),
+    "weights_evicted": ("bytes", "a host dropped a model's weights"),
 }
 
 # The device's memory over time, where it is modelled: bytes, as in `sim.engine.allocator.allocator.MemoryStats`.

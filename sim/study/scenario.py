@@ -11,10 +11,13 @@ from pydantic import Field, model_validator
 
 from ground.errors import UserError
 from ground.spec import Spec, check_spec, read_yaml
-from sim.engine.config import EngineLimits
+from sim.engine.config import EngineLimits, decide_prefix_caching
+from sim.engine.device_memory import MemorySettings
 from sim.engine.host_work import HostWorkSettings
 from sim.engine.presets import GRAPHS_DECODE_ONLY, PRESETS, capture_sizes
+from sim.engine.shape_cache import ShapeSettings
 from sim.fleet.routers import ROUTERS
+from sim.fleet.weight_settings import WeightCacheSettings
 from sim.results.slo import Slo
 from traces.source import TraceSource
 
@@ -38,6 +41,12 @@ class EngineSettings(EngineLimits):
         default=None, ge=0, description="seconds of a step's host work, where the profile did not measure it"
     )
     host_work: HostWorkSettings | None = None
+    memory: MemorySettings | None = Field(
+        default=None, description="the device's allocator and what it holds; not modelled if not given"
+    )
+    shapes: ShapeSettings | None = Field(
+        default=None, description="what is built for every shape; all graphs were captured before if not given"
+    )
     model_skew: bool = Field(default=True, description="whether unequal contexts make decode attention slower")
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     kv_blocks: int | None = Field(default=None, gt=0, description="blocks; predicted from the memory if not given")
@@ -51,12 +60,14 @@ class EngineSettings(EngineLimits):
         """Batch sizes with a captured CUDA graph, rising."""
         if self.cudagraph_capture_sizes is not None:
             return self.cudagraph_capture_sizes
+        if self.shapes is not None:
+            return self.shapes.graph_sizes(self.max_num_seqs, self.max_num_batched_tokens)
         return capture_sizes(self.preset, self.max_num_seqs, self.max_num_batched_tokens)
 
     @property
     def graphs_decode_only(self) -> bool:
         """Whether a step with a prefill runs without a graph."""
-        return self.preset in GRAPHS_DECODE_ONLY
+        return self.shapes.pads_decodes_only if self.shapes is not None else self.preset in GRAPHS_DECODE_ONLY
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -71,19 +82,38 @@ class EngineSettings(EngineLimits):
         preset = given.get("preset", cls.model_fields["preset"].default)
         if not isinstance(preset, str) or preset not in PRESETS:
             raise ValueError(f"unknown preset {preset!r}, expected one of {', '.join(PRESETS)}")
-        return {**PRESETS[preset], **given}
+        return {**PRESETS[preset], **decide_prefix_caching(given)}
 
     @model_validator(mode="after")
     def _capture_sizes_rise(self) -> EngineSettings:
         sizes = self.cudagraph_capture_sizes or ()
         if any(size < 1 for size in sizes) or list(sizes) != sorted(set(sizes)):
             raise ValueError(f"cudagraph_capture_sizes are {list(sizes)}; expected rising positive integers")
+        if self.shapes is not None and self.cudagraph_capture_sizes is not None:
+            raise ValueError("cudagraph_capture_sizes and shapes are both given; expected shapes.buckets for the sizes")
+        return self
+
+    @model_validator(mode="after")
+    def _costs_fit(self) -> EngineSettings:
+        for name in ("host_work", "memory", "shapes"):
+            if getattr(self, name) is not None and self.data_parallel > 1:
+                raise ValueError(f"{name} is given and data_parallel is {self.data_parallel}; expected 1")
+        if self.memory is not None and self.memory.kv == "grown":
+            if self.kv_blocks is not None:
+                raise ValueError(f"memory.kv is grown and kv_blocks is {self.kv_blocks}; expected none, as for no pool")
+            if self.enable_prefix_caching or self.swap_blocks:
+                raise ValueError("memory.kv is grown; expected enable_prefix_caching false and no swap_blocks")
+            if not self.kv_cache or self.kv_reservation != "paged":
+                raise ValueError("memory.kv is grown; expected kv_cache true and kv_reservation paged, its default")
         return self
 
 
 class FleetSettings(Spec):
     replicas: int = Field(default=1, gt=0)
     router: str = "round_robin"
+    weight_cache: WeightCacheSettings | None = Field(
+        default=None, description="the models that a replica serves; without it the weights of all are always there"
+    )
 
     @model_validator(mode="after")
     def _known_router(self) -> FleetSettings:
@@ -123,6 +153,15 @@ def load_scenario(path: Path, overrides: dict[str, Any] | None = None) -> Scenar
 def make_scenario(data: dict[str, Any], overrides: dict[str, Any], base_dir: Path, source: str) -> Scenario:
     """The same from plain data; relative paths in it start at `base_dir`."""
     return check_spec(Scenario, with_absolute_paths(override(data, overrides, source), base_dir), source)
+
+
+def scenario_of(data: dict[str, Any], setting: dict[str, Any]) -> Scenario:
+    """The scenario of plain data whose paths are absolute, with the dotted keys of `setting` set.
+
+    Raises:
+        UserError: the setting makes no valid scenario; names the key.
+    """
+    return check_spec(Scenario, override(data, setting, "the scenario"), "the scenario")
 
 
 def override(data: dict[str, Any], overrides: dict[str, Any], source: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,13 +15,15 @@ from calibrate.profile import Profile, load_profile
 from ground.assumption import Assumption
 from ground.errors import UserError
 from sim.engine.config import EngineConfig
-from sim.engine.host_work import HostWork
-from sim.engine.step_costs import CostSource, StepCosts
+from sim.engine.device_memory import MemorySettings
+from sim.engine.shape_cache import ShapeSettings
 from sim.fleet.fleet import Fleet, FleetRun
-from sim.results import metrics
+from sim.results import metrics, weight_metrics
 from sim.results.folder import Run
-from sim.results.recorder import EventRecorder
+from sim.study.engine_memory import resolve_memory, resolve_shapes, unlimited_kv_blocks
+from sim.study.host_weights import HostWeights
 from sim.study.scenario import EngineSettings, Scenario
+from sim.study.step_sources import StepSources
 from traces.source import TraceSource
 from traces.table import Trace
 
@@ -33,6 +35,8 @@ class Deployment:
     config: EngineConfig
     step_times: StepLatency
     assumptions: list[Assumption]
+    memory: MemorySettings | None = None  # with every number, as `shapes`
+    shapes: ShapeSettings | None = None
 
 
 def deploy(scenario: Scenario) -> Deployment:
@@ -73,7 +77,11 @@ def deploy_profile(settings: EngineSettings, model: ModelShape, profile: Profile
     )
     assumptions = list(step_times.assumptions)
     blocks = settings.kv_blocks
-    if blocks is None:
+    if settings.memory is not None and settings.memory.kv == "grown":
+        blocks = unlimited_kv_blocks(settings, model)
+        note = "no pool: a request's keys and values are tensors of its own, and memory alone limits them"
+        assumptions.append(Assumption("engine.kv_blocks", blocks, "blocks", "assumed", note))
+    elif blocks is None:
         blocks, terms = kv_block_count(
             profile,
             model,
@@ -87,7 +95,15 @@ def deploy_profile(settings: EngineSettings, model: ModelShape, profile: Profile
         assumptions += terms
     else:
         assumptions.append(Assumption("engine.kv_blocks", blocks, "blocks", "user", "given in the scenario"))
-    return Deployment(EngineConfig(kv_blocks=blocks, **settings.limits), step_times, assumptions)
+    config = EngineConfig(kv_blocks=blocks, **settings.limits)
+    memory, shapes = settings.memory, settings.shapes
+    if memory is not None:
+        memory, found = resolve_memory(settings, model, profile, config)
+        assumptions += found
+    if shapes is not None:
+        shapes, found = resolve_shapes(shapes, model, profile)
+        assumptions += found
+    return Deployment(config, step_times, assumptions, memory, shapes)
 
 
 def load_trace(scenario: Scenario) -> Trace:
@@ -102,23 +118,27 @@ def _load_trace(source: str, seed: int) -> Trace:
 
 def run_fleet(scenario: Scenario, trace: Trace, deployment: Deployment) -> FleetRun:
     """The simulation alone. Raises UserError: a request can never run."""
-    return Fleet(
+    hosted = _host_weights(scenario, trace)
+    sources = StepSources(
+        scenario.engine, deployment.config, deployment.step_times, deployment.memory, deployment.shapes
+    )
+    run = Fleet(
         trace.requests,
         deployment.config,
         deployment.step_times,
         replicas=scenario.fleet.replicas,
         router=scenario.fleet.router,
         seed=scenario.seed,
-        costs=lambda replica, events: _costs(scenario.engine, replica, events),
+        costs=sources.make,
+        weights=None if hosted is None else hosted.make,
+        leap=sources.may_leap,
     ).run()
+    return replace(run, memory=sources.memory_table())
 
 
-def _costs(settings: EngineSettings, replica: int, events: EventRecorder) -> StepCosts | None:
-    """What one replica's steps take beyond their kernels; None where nothing of it is switched on."""
-    sources: list[CostSource] = []
-    if settings.host_work is not None:
-        sources.append(HostWork(settings.host_work, replica, events))
-    return StepCosts(sources) if sources else None
+def _host_weights(scenario: Scenario, trace: Trace) -> HostWeights | None:
+    settings = scenario.fleet.weight_cache
+    return None if settings is None else HostWeights(settings, load_model(scenario.model), trace, scenario.seed)
 
 
 def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
@@ -130,8 +150,10 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
     trace = trace or load_trace(scenario)
     deployment = deploy(scenario)
     result = run_fleet(scenario, trace, deployment)
+    hosted = _host_weights(scenario, trace)
     assumptions = [
         *deployment.assumptions,
+        *(hosted.assumptions if hosted is not None else ()),
         *(
             Assumption(f"latency.extrapolated.{kernel}", count, "look-ups", "assumed", "outside the measured grid")
             for kernel, count in deployment.step_times.extrapolated.items()
@@ -148,6 +170,20 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
         slo=scenario.slo,
         gpus=scenario.gpus,
         gpu_hour_price=scenario.gpu_hour_price,
+        memory=result.memory,
         kv_blocks_total=deployment.config.kv_blocks * scenario.engine.data_parallel * scenario.fleet.replicas,
     )
-    return Run(result.requests, result.steps, numbers, scenario.resolved(), assumptions, events=result.events)
+    if hosted is not None:
+        numbers["weights"] = weight_metrics.compute(result.requests, result.events)
+    if result.kv_use is not None:
+        numbers["kv"]["use"] = result.kv_use
+    return Run(
+        result.requests,
+        result.steps,
+        numbers,
+        scenario.resolved(),
+        assumptions,
+        events=result.events,
+        memory=result.memory,
+        sessions=result.sessions,
+    )

@@ -13,7 +13,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from ground.errors import UserError
 from ground.spec import Spec, check_spec, read_yaml
 from sim.results.metric_names import describe
-from sim.study.scenario import Scenario, absolute_path, make_scenario, override, with_absolute_paths
+from sim.study.scenario import Scenario, absolute_path, make_scenario, scenario_of, with_absolute_paths
 from traces.streams import stream
 
 
@@ -95,7 +95,7 @@ class Study(Spec):
 
     def scenario_of(self, setting: dict[str, Any]) -> Scenario:
         """Raises UserError: the setting makes no valid scenario; names the key."""
-        return check_spec(Scenario, override(self.scenario, setting, "the scenario"), "the scenario")
+        return scenario_of(self.scenario, setting)
 
     def _grid(self) -> list[dict[str, Any]]:
         values = [values for values in self.parameters.values() if not isinstance(values, Range)]

@@ -1,12 +1,11 @@
-"""Run a study: every point in a process of its own, every finished point durable at once."""
+"""Run a study: its points, its winners in full, its tables and report."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,16 @@ import polars as pl
 import yaml
 
 from ground.errors import UserError
-from ground.folder import new_folder
 from sim.results.folder import write_run
-from sim.results.metric_names import describe, flatten
+from sim.results.metric_names import describe
 from sim.results.pareto import sweep_fronts
 from sim.results.sweep_report import write_sweep_report
+from sim.study.points import Point, open_folder, run_points
 from sim.study.scenario import Scenario, lookup
 from sim.study.simulate import simulate
 from sim.study.study import Study
-from sim.study.workers import call_each
 
 BASELINE = 0  # the point that the study's `baseline` is
-Point = dict[str, Any]
 
 
 def sweep(study: Study, folder: Path, *, workers: int = 1, on_point: Callable[[Point], None] = lambda _: None) -> None:
@@ -39,34 +36,10 @@ def sweep(study: Study, folder: Path, *, workers: int = 1, on_point: Callable[[P
     Raises:
         UserError: `folder` holds something else, or another study; or it cannot be written; or a worker was killed.
     """
-    open_folder(study, folder)
+    open_study_folder(study, folder)
     settings = study.settings()
-    done = {point["point"]: point for point in _read_points(folder / "points.jsonl")}
-    for point in done.values():
-        on_point(point)
-    missing = [index for index in range(len(settings)) if index not in done]
-    with (
-        (folder / "points.jsonl").open("a", encoding="utf-8") as log,
-        closing(_run_points(study, settings, missing, workers)) as points,
-    ):
-        for point in points:
-            log.write(json.dumps(point, allow_nan=False) + "\n")
-            log.flush()
-            os.fsync(log.fileno())
-            done[point["point"]] = point
-            on_point(point)
-    _write_results(study, settings, [done[index] for index in range(len(settings))], folder)
-
-
-def run_point(study: Study, index: int, setting: dict[str, Any]) -> Point:
-    """One point: its number, the metrics of its run by dotted name, or the error that it failed with."""
-    try:
-        run = simulate(study.scenario_of(setting))
-    except UserError as error:
-        return {"point": index, "status": "failed", "error": error.message, "metrics": {}}
-    except Exception as error:  # one bad point must not end the study; what went wrong is kept with it
-        return {"point": index, "status": "failed", "error": f"{type(error).__name__}: {error}", "metrics": {}}
-    return {"point": index, "status": "ok", "error": None, "metrics": flatten(run.metrics)}
+    points = run_points(study.scenario, settings, folder / "points.jsonl", workers=workers, on_point=on_point)
+    _write_results(study, settings, points, folder)
 
 
 def best(points: list[Point], objective: str) -> list[int]:
@@ -80,51 +53,14 @@ def best(points: list[Point], objective: str) -> list[int]:
     return [index for _, index in sorted(ranked)]
 
 
-def _run_points(
-    study: Study, settings: list[dict[str, Any]], missing: list[int], workers: int
-) -> Generator[Point, None, None]:
-    """Yields points as they finish."""
-    arguments = [(study, index, settings[index]) for index in missing]
-    if workers == 1 or len(missing) < 2:
-        return (run_point(*each) for each in arguments)
-    return call_each(run_point, arguments, workers)
-
-
-def open_folder(study: Study, folder: Path) -> None:
+def open_study_folder(study: Study, folder: Path) -> None:
     """Make `folder` that of `study`, unless it is already.
 
     Raises:
         UserError: it holds something else, or another study; or it cannot be written.
     """
     text = yaml.safe_dump(study.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
-    path = folder / "study.yaml"
-    if path.is_file():
-        if path.read_text(encoding="utf-8") != text:
-            raise UserError(f"{folder}: holds another study; choose another folder for this one")
-        return
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder}: holds something else; expected a new folder, or that of this study")
-    with new_folder(folder) as partial:
-        (partial / "study.yaml").write_text(text, encoding="utf-8")
-
-
-def _read_points(path: Path) -> Iterator[Point]:
-    """The finished points; a last line cut short by a kill is dropped from the file."""
-    if not path.is_file():
-        return
-    whole = 0
-    with path.open("rb") as log:
-        for number, line in enumerate(log, start=1):
-            if not line.endswith(b"\n"):
-                break
-            whole += len(line)
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise UserError(
-                    f"{path}: line {number}: {error}; remove it to have its point simulated again"
-                ) from error
-    os.truncate(path, whole)
+    open_folder(folder, "study.yaml", text)
 
 
 def _write_results(study: Study, settings: list[dict[str, Any]], points: list[Point], folder: Path) -> None:

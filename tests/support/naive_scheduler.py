@@ -6,6 +6,7 @@ The real scheduler counts instead; the tests hold the two to the same decisions.
 from dataclasses import dataclass, field
 
 from sim.engine.config import EngineConfig
+from sim.engine.contiguous_pool import reserved_slots
 
 
 @dataclass
@@ -33,6 +34,7 @@ class NaiveRequest:
     cached: int = 0
     preemptions: int = 0
     swapped: int = 0  # tokens in host memory
+    session: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -53,13 +55,16 @@ class NaiveScheduler:
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self.queue = [
-            Block(i) for i in range(config.kv_blocks - config.reserved_blocks)
-        ]  # free blocks, longest free first
+        # Free blocks, longest free first; as good as any number where a request has a range of its own instead.
+        blocks = config.kv_blocks - config.reserved_blocks if config.kv_reservation == "paged" else 1000
+        self.queue = [Block(i) for i in range(blocks)]
         self.cached: dict[tuple | None, Block] = {}
         self.waiting: list[NaiveRequest] = []
         self.running: list[NaiveRequest] = []
         self.host = config.swap_blocks  # free blocks of host memory
+        self.idle: list[tuple[NaiveRequest, float]] = []  # last turns whose blocks are kept, and since when
+        self.given_up: list[tuple[str | None, str]] = []  # sessions, and why
+        self.slots: list[NaiveRequest | None] = [None] * config.kv_blocks * config.block_size  # where they are reserved
 
     def add(self, request: NaiveRequest) -> None:
         self.waiting.append(request)
@@ -73,6 +78,7 @@ class NaiveScheduler:
         limit = self.config.long_prefill_token_threshold or budget
         granted: dict[NaiveRequest, int] = {}
         preempted = False
+        self._expire(now)
         for request in list(self.running):
             if request not in self.running or request.ended:
                 continue
@@ -80,6 +86,8 @@ class NaiveScheduler:
             if not tokens:
                 continue
             missing = -(-(request.computed + tokens) // size) - len(request.blocks)
+            while missing > len(self.queue) and self.idle:
+                self._give_up(self._idle_victim(), "pressure")
             while missing > len(self.queue) and request in self.running:
                 if self.config.scheduling_policy == "priority":
                     victim = max(self.running, key=lambda r: (-r.priority, r.arrival, r.request_id))
@@ -114,11 +122,13 @@ class NaiveScheduler:
                 break
             tokens = min(tokens, budget)
             missing = -(-(start + tokens) // size) - len(hit)
-            revived = sum(not block.holders for block in hit)
-            if missing + revived > len(self.queue):
-                break
             whole = -(-request.known // size) - len(hit)
-            if self.config.scheduler_reserve_full_isl and whole + revived > len(self.queue):
+            needed = max(missing, whole) if self.config.scheduler_reserve_full_isl else missing
+            while needed + sum(not block.holders for block in hit) > len(self.queue) and self.idle:
+                self._give_up(self._idle_victim(spared=request.session), "pressure")
+            if needed + sum(not block.holders for block in hit) > len(self.queue):
+                break
+            if self.config.kv_reservation != "paged" and not self._reserve(request):
                 break
             self.waiting.pop(0)
             self.running.append(request)
@@ -129,6 +139,9 @@ class NaiveScheduler:
                     self.queue.remove(block)
                 block.holders += 1
             request.blocks = list(hit)
+            for turn, _ in list(self.idle):  # what was kept of its session is its own now
+                if request.session is not None and turn.session == request.session:
+                    self._give_back(turn)
             request.offered = len(hit)
             request.computed = start
             self._take(request, missing)
@@ -151,6 +164,7 @@ class NaiveScheduler:
 
     def complete(self, emitting: list[tuple[NaiveRequest, bool]], now: float) -> None:
         """The step has ended."""
+        self._expire(now)
         for request, last in emitting:
             if request.first_token is None:
                 request.first_token = now
@@ -158,7 +172,48 @@ class NaiveScheduler:
                 request.finish = now
                 if request in self.running:
                     self.running.remove(request)
-                    self._free(request)
+                    if self.config.session_retention is None or request.session is None:
+                        self._free(request)
+                    else:
+                        self._keep(request, now)
+
+    def _keep(self, request: NaiveRequest, now: float) -> None:
+        for turn, _ in list(self.idle):
+            if turn.session == request.session:
+                self._give_back(turn)
+        self.idle.append((request, now))
+        most = self.config.session_retention.max_sessions
+        if most is not None and len(self.idle) > most:
+            self._give_up(self._idle_victim(), "max_sessions")
+
+    def _expire(self, now: float) -> None:
+        settings = self.config.session_retention
+        for turn, since in list(self.idle):
+            if settings.ttl is not None and since + settings.ttl <= now:
+                self._give_up(turn, "ttl")
+
+    def _idle_victim(self, spared: str | None = None) -> NaiveRequest:
+        turns = [turn for turn, _ in self.idle if turn.session != spared] or [turn for turn, _ in self.idle]
+        if self.config.session_retention.policy == "priority":
+            return min(turns, key=lambda turn: turn.priority)  # of equals the first
+        return turns[0]
+
+    def _give_up(self, turn: NaiveRequest, reason: str) -> None:
+        self.given_up.append((turn.session, reason))
+        self._give_back(turn)
+
+    def _give_back(self, turn: NaiveRequest) -> None:
+        self.idle = [entry for entry in self.idle if entry[0] is not turn]
+        self._free(turn)
+
+    def _reserve(self, request: NaiveRequest) -> bool:
+        config = self.config
+        wanted = reserved_slots(config.kv_reservation, request.prompt, request.output, config.max_model_len)
+        for start in range(len(self.slots) - wanted + 1):
+            if not any(self.slots[start : start + wanted]):
+                self.slots[start : start + wanted] = [request] * wanted
+                return True
+        return False
 
     def _find(self, request: NaiveRequest) -> list[Block]:
         hit = []
@@ -188,6 +243,7 @@ class NaiveScheduler:
         request.offered = full
 
     def _free(self, request: NaiveRequest) -> None:
+        self.slots = [None if owner is request else owner for owner in self.slots]
         for block in reversed(request.blocks):
             block.holders -= 1
             if not block.holders:

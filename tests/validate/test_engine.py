@@ -15,6 +15,7 @@ from calibrate.decoder import Decoder, SequenceInput
 from calibrate.model import ModelShape
 from ground.errors import UserError
 from sim.engine.config import EngineConfig
+from sim.engine.session_retention import SessionRetentionSettings
 from sim.fleet.fleet import Fleet
 from sim.results.tables import REQUESTS, STEPS
 from traces.table import COLUMNS, Trace
@@ -124,6 +125,7 @@ class FakeStep:
 def make_trace(rows):
     """Rows of dictionaries in order of arrival, with what is left out null."""
     names = ("arrival", "prompt_tokens", "output_tokens", "parent", "think_time", "prefix_ids", "prefix_block_tokens")
+    names += ("session",)
     columns = {"request_id": list(range(len(rows)))} | {name: [row.get(name) for row in rows] for name in names}
     requests = pl.DataFrame(columns, schema={name: COLUMNS[name][0] for name in columns})
     return Trace(requests=requests, format="test", source="test", rows_read=len(rows))
@@ -139,6 +141,7 @@ def traces(draw):
         if draw(st.booleans()):
             group = draw(st.integers(1, 2))
             row |= {"prefix_ids": [100 * group + i for i in range(-(-prompt // 8))], "prefix_block_tokens": 8}
+            row |= {"session": draw(st.sampled_from([None, f"{group}", f"{group} too"]))}
         if index and draw(st.integers(0, 4)) == 0:
             row |= {"parent": draw(st.integers(0, index - 1)), "think_time": draw(st.floats(0, 0.02))}
         else:
@@ -151,12 +154,17 @@ def traces(draw):
 @st.composite
 def configs(draw):
     seqs = draw(st.integers(1, 6))
+    prefix_caching = draw(st.booleans())
+    retention = st.builds(
+        SessionRetentionSettings, ttl=st.sampled_from([None, 0.02]), max_sessions=st.none() | st.just(1)
+    )
     return EngineConfig(
         kv_blocks=draw(st.integers(8, 30)),
         block_size=8,
         max_num_seqs=seqs,
         max_num_batched_tokens=draw(st.integers(seqs, 64)),
-        enable_prefix_caching=draw(st.booleans()),
+        enable_prefix_caching=prefix_caching,
+        session_retention=draw(st.none() | retention) if prefix_caching else None,
         scheduling_policy=draw(st.sampled_from(["fcfs", "priority"])),
         async_scheduling=draw(st.booleans()),
         swap_blocks=draw(st.sampled_from([0, 4, 100])),
@@ -176,6 +184,10 @@ def test_the_same_step_times_give_the_simulators_tables(trace, config, ahead):
     assert dict(measured.steps.schema) == STEPS
     assert_frame_equal(measured.requests, predicted.requests, abs_tol=1e-9, rel_tol=0)
     assert_frame_equal(measured.steps, predicted.steps, abs_tol=1e-9, rel_tol=0)
+    assert (measured.sessions is None) == (predicted.sessions is None)
+    if measured.sessions is not None:
+        assert_frame_equal(measured.sessions, predicted.sessions, abs_tol=1e-9, rel_tol=0)
+        assert_frame_equal(evictions(measured), evictions(predicted), abs_tol=1e-9, rel_tol=0)
     # Nothing is lost: every request ends, and as long as the trace says.
     assert len(finished) == len(trace.requests)
     done = measured.requests.filter(pl.col("status") == "finished")
@@ -185,6 +197,22 @@ def test_the_same_step_times_give_the_simulators_tables(trace, config, ahead):
     assert measured.engine["steps"] == len(measured.steps)
     assert fake.steps == (measured.steps["prefill_seqs"] + measured.steps["decode_seqs"] > 0).sum()
     assert measured.lateness.max == 0.0
+
+
+def evictions(result):
+    return result.events.filter(pl.col("kind") == "session_evicted")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"kv_cache": False}, "engine.kv_cache is false; expected true"),
+        ({"kv_reservation": "oracle"}, "engine.kv_reservation is oracle; expected paged"),
+    ],
+)
+def test_what_only_a_simulated_engine_has_is_refused(setting, message):
+    with pytest.raises(UserError, match=message):
+        Engine(EngineConfig(kv_blocks=8, **setting), FakeTime(16, False), vocabulary=VOCABULARY)
 
 
 def greedy_without_cache(trace, blocks, block_size):

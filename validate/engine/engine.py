@@ -97,7 +97,17 @@ class Engine:
         clock: Clock | None = None,
         warm_up: bool = True,
     ) -> None:
-        """`swap` is needed where the configuration has `swap_blocks`."""
+        """`swap` is needed where the configuration has `swap_blocks`.
+
+        Raises:
+            UserError: a setting that only a simulated engine has.
+        """
+        if not config.kv_cache:
+            raise UserError("engine.kv_cache is false; expected true: the real engine keeps keys and values")
+        if config.kv_reservation != "paged":
+            raise UserError(
+                f"engine.kv_reservation is {config.kv_reservation}; expected paged, as the real engine's KV cache is"
+            )
         self.config = config
         self.outputs: dict[int, list[int]] = {}
         self._decoder = decoder
@@ -194,7 +204,7 @@ class Engine:
                     self.outputs[request.request_id] = self._sequences.pop(request.request_id)[request.prompt_tokens :]
                     on_finish()
                 step = following
-        return recorder.recording(rows)
+        return recorder.recording(rows, scheduler.retention)
 
     def _too_long(self, row: dict[str, Any]) -> bool:
         limit = self.config.max_model_len
@@ -277,4 +287,5 @@ def _request(row: dict[str, Any], arrival: float) -> Request:
         row.get("prefix_ids") or (),
         row.get("prefix_block_tokens") or 16,
         row.get("priority") or 0,
+        row.get("session"),
     )

@@ -7,6 +7,8 @@ from typing import Any
 from sim.engine.plan import Plan
 from sim.engine.request import Request
 from sim.engine.scheduler import Scheduler
+from sim.engine.session_accounts import sessions_table
+from sim.engine.session_retention import SessionRetention
 from sim.results.recorder import EventRecorder, StepRecorder
 from validate.recording import Lateness, Recording, request_table
 
@@ -57,14 +59,25 @@ class Recorder:
         self._forward += forward
         self._steps.append(0, start, end, 1, plan, running, waiting, scheduler.blocks_held)
         self._events.of_step(0, start, plan)
+        self.sessions(scheduler.retention)
 
     def scheduled(self, plan: Plan, now: float) -> None:
         """The scheduler was asked at `now`."""
         self._events.of_schedule(0, now, plan)
 
-    def recording(self, rows: list[dict[str, Any]]) -> Recording:
+    def sessions(self, retention: SessionRetention | None) -> None:
+        """Which idle sessions lost their blocks since this was last told."""
+        if retention is not None:
+            retention.write_events(0, self._events)
+
+    def recording(self, rows: list[dict[str, Any]], retention: SessionRetention | None) -> Recording:
         """The tables; `rows` is the whole trace, so requests that never arrived are in them too."""
+        if retention is not None:
+            answered = (request.finish for request in self._requests.values())
+            retention.close(max((time for time in answered if time is not None), default=0.0))
+            self.sessions(retention)
         return Recording(
+            sessions=None if retention is None else sessions_table({0: retention.accounts}),
             requests=request_table(self._row(row) for row in rows),
             steps=self._steps.take_table(),
             events=self._events.take_table(),

@@ -28,6 +28,9 @@ _FIXED: dict[str, Any] = {
     "reserved_blocks": 0,
     "swap_blocks": 0,
     "data_parallel": 1,
+    "kv_cache": True,
+    "kv_reservation": "paged",
+    "session_retention": None,
 }
 
 

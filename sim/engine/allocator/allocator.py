@@ -53,6 +53,11 @@ class MemoryStats:
 class Allocator(Protocol):
     """An allocator of one device; a block freed on a stream is for that stream alone to use again."""
 
+    @property
+    def changes(self) -> int:
+        """Rises when it takes memory to keep, and when it gives some of that back. While it stays, what has been freed
+        since leaves no trace."""
+
     def allocate(self, size: int, stream: int = 0) -> int | None:
         """The address of at least `size` bytes (`size` > 0); None if the device is out of memory."""
 
@@ -64,4 +69,4 @@ class Allocator(Protocol):
         """
 
     def stats(self) -> MemoryStats:
-        """As of now."""
+        """As of now; what comes later does not change it."""

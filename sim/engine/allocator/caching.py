@@ -39,6 +39,11 @@ class CachingAllocator:
         self._heads: dict[int, tuple[Block, Pool]] = {}  # the first block of each segment, by its address
         self._stats = MemoryStats()
 
+    @property
+    def changes(self) -> int:
+        """Segments (or their pages) that the device gave and got back."""
+        return self._stats.device_mallocs + self._stats.device_frees
+
     def allocate(self, size: int, stream: int = 0, pool: Pool = ORDINARY) -> int | None:
         rounded = self.settings.round(size)
         free = self._free_blocks(pool)[0 if rounded <= SMALL else 1]
@@ -115,8 +120,7 @@ class CachingAllocator:
         self._abandoned.add(pool)
 
     def stats(self) -> MemoryStats:
-        largest = max((block.size for free in self._free_blocks(ORDINARY) for block in free), default=0)
-        return replace(self._stats, largest_free=largest)
+        return replace(self._stats, largest_free=max(free.largest for free in self._free_blocks(ORDINARY)))
 
     def segments(self) -> Iterator[tuple[Pool, list[Block]]]:
         """Every segment's pool and mapped blocks, in order of address."""
@@ -241,21 +245,25 @@ class CachingAllocator:
                 del self._heads[block.address]
 
     def _release_oversize(self, free: FreeBlocks, size: int, stream: int) -> bool:
-        """Give back blocks that are never split: one that is large enough, or else the largest until they are."""
+        """Give back blocks that are never split: one that is large enough, or else the largest until they are.
+
+        Those of segments that grow are passed over: their pages go with `empty_cache`.
+        """
         least = self.settings.max_split_size
         if least is None:
             return False
         wanted = max(size, least)
         enough = free.smallest(stream, wanted)
-        if enough is not None:
+        if enough is not None and enough.growing is None:
             self._release(enough)
             return True
         released = 0
-        for block in reversed(free.from_size(stream, least)):
+        for block in reversed([block for block in free.from_size(stream, least) if block.size < wanted]):
             if released >= wanted:
                 break
-            released += block.size
-            self._release(block)
+            if block.growing is None:
+                released += block.size
+                self._release(block)
         return released >= wanted
 
     @property

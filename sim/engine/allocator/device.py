@@ -30,11 +30,17 @@ class Device(Protocol):
 
 
 class SimulatedDevice:
-    """A device of `total` bytes. Addresses only rise, as virtual addresses are plenty: the driver never fragments."""
+    """A device of `total` bytes. Addresses only rise, as virtual addresses are plenty: the driver never fragments.
+
+    `mallocs` and `frees` count the calls that gave and took memory, and `moved` the bytes of both.
+    """
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.used = 0
+        self.mallocs = 0
+        self.frees = 0
+        self.moved = 0
         self._next = PAGE
         self._sizes: dict[int, int] = {}
 
@@ -42,13 +48,13 @@ class SimulatedDevice:
         physical = _pages(size)
         if self.used + physical > self.total:
             return None
-        self.used += physical
+        self._give(physical)
         address = self.reserve(physical)
         self._sizes[address] = physical
         return address
 
     def free(self, address: int) -> None:
-        self.used -= self._sizes.pop(address)
+        self._take_back(self._sizes.pop(address))
 
     def reserve(self, size: int) -> int:
         address = self._next
@@ -58,11 +64,21 @@ class SimulatedDevice:
     def map(self, address: int, size: int) -> bool:
         if self.used + size > self.total:
             return False
-        self.used += size
+        self._give(size)
         return True
 
     def unmap(self, address: int, size: int) -> None:
+        self._take_back(size)
+
+    def _give(self, size: int) -> None:
+        self.used += size
+        self.mallocs += 1
+        self.moved += size
+
+    def _take_back(self, size: int) -> None:
         self.used -= size
+        self.frees += 1
+        self.moved += size
 
 
 def _pages(size: int) -> int:

@@ -6,6 +6,8 @@ what they take.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sim.engine.allocator.allocator import MemoryStats
 from sim.engine.allocator.device import Device
 
@@ -17,6 +19,11 @@ class NativeAllocator:
         self._device = device
         self._live: dict[int, tuple[int, int]] = {}  # address → bytes asked for, bytes taken
         self._stats = MemoryStats()
+
+    @property
+    def changes(self) -> int:
+        """None, as it keeps nothing."""
+        return 0
 
     def allocate(self, size: int, stream: int = 0) -> int | None:
         taken = -(-size // _GRANULARITY) * _GRANULARITY
@@ -36,7 +43,7 @@ class NativeAllocator:
         self._stats.device_frees += 1
 
     def stats(self) -> MemoryStats:
-        return self._stats
+        return replace(self._stats)
 
     def _count(self, size: int, taken: int) -> None:
         self._stats.requested += size

@@ -5,6 +5,8 @@ What paged attention does for the KV cache (Kwon et al., 2023). Only the last pa
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sim.engine.allocator.allocator import MemoryStats
 from sim.engine.allocator.device import Device
 
@@ -23,6 +25,11 @@ class PagedAllocator:
         self._free = [start + page * number for number in reversed(range(pool_bytes // page))]
         self._live: dict[int, tuple[list[int], int]] = {}  # first page → pages, bytes asked for
         self._stats = MemoryStats(reserved=pool_bytes, device_mallocs=1)
+
+    @property
+    def changes(self) -> int:
+        """None: all pages are equal."""
+        return 0
 
     def allocate(self, size: int, stream: int = 0) -> int | None:
         count = -(-size // self._page)
@@ -43,8 +50,7 @@ class PagedAllocator:
         self._count(-size, -len(pages))
 
     def stats(self) -> MemoryStats:
-        self._stats.largest_free = len(self._free) * self._page
-        return self._stats
+        return replace(self._stats, largest_free=len(self._free) * self._page)
 
     def _count(self, size: int, pages: int) -> None:
         self._stats.requested += size

@@ -140,6 +140,16 @@ class FreeBlocks:
             return None
         return self._blocks[self._order[at][2]]
 
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest block, of any stream."""
+        largest, end = 0, len(self._order)
+        while end:
+            stream, size, _ = self._order[end - 1]
+            largest = max(largest, size)
+            end = bisect_left(self._order, (stream, -1, -1))
+        return largest
+
     def unmapped(self, stream: int) -> list[Block]:
         """Of the stream, lowest address first."""
         first = bisect_left(self._unmapped_order, (stream, -1))

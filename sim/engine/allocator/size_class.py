@@ -6,6 +6,8 @@ use, which is the price of never searching and never merging.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sim.engine.allocator.allocator import MemoryStats
 from sim.engine.allocator.device import Device
 
@@ -19,10 +21,16 @@ class SizeClassAllocator:
         start = device.malloc(pool_bytes)
         if start is None:
             raise ValueError(f"the device has no {pool_bytes} bytes for the pool")
+        self._start = start
         self._next, self._end = start, start + pool_bytes  # of what is not cut yet
         self._free: dict[tuple[int, int], list[int]] = {}  # by stream and size
         self._live: dict[int, tuple[int, int, int]] = {}  # address → stream, size, bytes asked for
         self._stats = MemoryStats(reserved=pool_bytes, device_mallocs=1)
+
+    @property
+    def changes(self) -> int:
+        """Bytes of the pool that have been cut into blocks."""
+        return self._next - self._start
 
     def allocate(self, size: int, stream: int = 0) -> int | None:
         rounded = max(_SMALLEST, 1 << (size - 1).bit_length())
@@ -47,8 +55,8 @@ class SizeClassAllocator:
     def stats(self) -> MemoryStats:
         free = [size for (_, size), addresses in self._free.items() if addresses]
         uncut = self._end - self._next
-        self._stats.largest_free = max([*free, 1 << (uncut.bit_length() - 1) if uncut else 0])
-        return self._stats
+        largest = max([*free, 1 << (uncut.bit_length() - 1) if uncut else 0])
+        return replace(self._stats, largest_free=largest)
 
     def _count(self, size: int, rounded: int) -> None:
         self._stats.requested += size

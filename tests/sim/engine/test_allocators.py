@@ -1,5 +1,8 @@
 """Allocators of device memory: nothing overlaps, nothing is lost, and PyTorch's rules as its source states them."""
 
+import sys
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -101,6 +104,60 @@ def test_blocks_tile_their_segments_and_free_neighbours_are_one(moves: list, cho
     assert allocator.stats().reserved == device.used == 0
     assert allocator.stats().inactive_split == 0
     assert not list(allocator.segments())
+
+
+@pytest.mark.parametrize("name", sorted(ALLOCATORS))
+@settings(max_examples=60, deadline=None)
+@given(moves=steps)
+def test_nothing_overlaps(name: str, moves: list) -> None:
+    allocator = ALLOCATORS[name](SimulatedDevice(256 * MIB))
+    alive: dict[int, int] = {}
+    for move in moves:
+        if isinstance(move, tuple):
+            address = allocator.allocate(*move)
+            if address is not None:
+                alive[address] = move[0]
+        elif alive:
+            address = sorted(alive)[move % len(alive)]
+            allocator.free(address)
+            del alive[address]
+        ranges = sorted(alive.items())
+        if isinstance(allocator, PagedAllocator):
+            ranges = sorted((page, 2 * MIB) for one in alive for page in allocator.pages(one))
+        for (start, size), (following, _) in pairwise(ranges):
+            assert start + size <= following
+
+
+class Lines:
+    """Counts the lines of Python that run within."""
+
+    def __enter__(self) -> "Lines":
+        self.count, self._before = 0, sys.gettrace()
+        sys.settrace(self._trace)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        sys.settrace(self._before)
+
+    def _trace(self, frame: object, event: str, argument: object) -> object:
+        self.count += event == "line"
+        return self._trace
+
+
+@pytest.mark.parametrize("size", [1, 700, 3 * MIB])
+def test_a_pool_takes_as_many_operations_however_full_it_is(size: int) -> None:
+    counts = set()
+    for alive, free in ((0, 0), (10, 10), (1000, 0), (1000, 1000), (5000, 2500)):
+        allocator = SizeClassAllocator(SimulatedDevice(64 * GIB), 64 * GIB)
+        blocks = [allocator.allocate(1 + one * 997 % (4 * MIB)) for one in range(alive + free)]
+        for block in blocks[:free]:
+            allocator.free(block)  # type: ignore[arg-type]
+        # One of its size lies free, so that all take the same way.
+        allocator.free(allocator.allocate(size))  # type: ignore[arg-type]
+        with Lines() as lines:
+            allocator.free(allocator.allocate(size))  # type: ignore[arg-type]
+        counts.add(lines.count)
+    assert len(counts) == 1 and counts.pop() < 40
 
 
 def history(chosen: CachingSettings | None = None, total: int = GIB) -> tuple[CachingAllocator, list[Event]]:
@@ -225,6 +282,19 @@ def test_an_oversize_segment_is_given_back_before_all_are() -> None:
     freed = [event.size for event in events if event.action == "segment_free"]
     assert freed == [60 * MIB, 30 * MIB], "the largest first, until they are as much as the request"
     assert allocator.stats().retries == 0
+
+
+def test_an_oversize_block_of_a_growing_segment_is_not_given_back_as_a_whole() -> None:
+    chosen = CachingSettings(max_split_size=24 * MIB, expandable_segments=True)
+    allocator, events = history(chosen, total=128 * MIB)
+    large = allocator.allocate(60 * MIB)
+    kept = allocator.allocate(20 * MIB)
+    allocator.free(large)  # type: ignore[arg-type]
+    assert allocator.allocate(70 * MIB) is not None  # unmapped in front, where its pages lie, and mapped behind
+    assert [event.action for event in events if event.action.startswith("segment")] == [
+        "segment_map", "segment_map", "segment_unmap", "segment_map",
+    ]  # fmt: skip
+    assert kept is not None and allocator.stats().retries == 1
 
 
 def test_garbage_collection_gives_back_the_old() -> None:

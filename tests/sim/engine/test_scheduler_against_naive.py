@@ -5,11 +5,13 @@ from engine_workloads import configs, traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from naive_scheduler import NaiveRequest, NaiveScheduler
+from session_workloads import conversations, retentions
 
 from sim.engine.config import EngineConfig
 from sim.engine.plan import Plan
 from sim.engine.request import Request
 from sim.engine.scheduler import Scheduler
+from sim.engine.session_retention import SessionRetentionSettings
 
 
 def assert_same_step(ours: Scheduler, theirs: NaiveScheduler, plan: Plan, granted: dict[NaiveRequest, int]) -> None:
@@ -24,7 +26,11 @@ def assert_same_step(ours: Scheduler, theirs: NaiveScheduler, plan: Plan, grante
     if contexts:
         assert plan.spread == (sum(context * context for context in contexts), max(contexts))
     assert all(chunk.start == computed[chunk.request.request_id] for chunk in plan.chunks)
-    assert ours.pool.free == len(theirs.queue)
+    if ours.config.kv_reservation == "paged":
+        assert ours.pool.free == len(theirs.queue)
+    else:
+        reserved = sum(owner is not None for owner in theirs.slots)
+        assert ours.pool.held == -(-reserved // ours.config.block_size)
     assert ours.swap.free == theirs.host
 
 
@@ -38,6 +44,7 @@ def assert_same_decisions(config: EngineConfig, trace: pl.DataFrame) -> None:
             NaiveRequest(
                 row["request_id"], row["arrival"], row["prompt_tokens"], row["output_tokens"],
                 tuple(row["prefix_ids"][: row["prompt_tokens"] // config.block_size]), row["priority"],
+                session=row.get("session"),
             ),
         )
         for row in trace.iter_rows(named=True)
@@ -73,6 +80,9 @@ def assert_same_decisions(config: EngineConfig, trace: pl.DataFrame) -> None:
             theirs.complete(running[1], now)
         running = scheduled
     assert ours.swap.free == config.swap_blocks
+    if ours.retention is not None:
+        assert [(gone.session, gone.reason) for gone in ours.retention._given_up] == theirs.given_up
+        assert ours.retention.idle == [turn.session for turn, _ in theirs.idle]
     for mine, naive in pairs:
         assert (mine.first_scheduled, mine.first_token, mine.finish) == (
             naive.first_scheduled, naive.first_token, naive.finish,
@@ -93,6 +103,31 @@ def test_same_decisions_and_hits(config: EngineConfig, trace: pl.DataFrame, spar
     """With blocks for all who can run at once nobody is preempted, while the cache still has to evict."""
     enough = config.max_num_seqs * 24 + spare
     assert_same_decisions(config.model_copy(update={"enable_prefix_caching": True, "kv_blocks": enough}), trace)
+
+
+@settings(max_examples=200, deadline=None)
+@given(configs(block_size=4), conversations(closed_loop=False), retentions, st.integers(0, 40))
+def test_the_same_sessions_are_kept_and_given_up(
+    config: EngineConfig, trace: pl.DataFrame, retention: SessionRetentionSettings, spare: int
+) -> None:
+    """Times are twenty times those of the trace, which the time to live follows."""
+    kept = retention.model_copy(update={"ttl": retention.ttl and retention.ttl * 20})
+    seats = min(config.max_num_seqs, 2)  # few, so that idle sessions are in the way of those who run
+    update = {"max_num_seqs": seats, "kv_blocks": seats * 24 + spare, "session_retention": kept}
+    update |= {"enable_prefix_caching": True}
+    names = ["request_id", "arrival", "prompt_tokens", "output_tokens", "prefix_ids", "prefix_block_tokens", "priority"]
+    # What is known of the output is cached by name here, and by no name there.
+    named = pl.col("prefix_ids").list.head(pl.col("prompt_tokens") // 4)
+    assert_same_decisions(
+        config.model_copy(update=update), trace.with_columns(prefix_ids=named).select(*names, "session")
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(configs(block_size=4), traces(id_tokens=4), st.sampled_from(["oracle", "pow2", "max"]), st.integers(31, 80))
+def test_the_same_ranges_are_reserved(config: EngineConfig, trace: pl.DataFrame, policy: str, blocks: int) -> None:
+    update = {"kv_reservation": policy, "max_model_len": 100, "kv_blocks": blocks, "swap_blocks": 0}
+    assert_same_decisions(config.model_copy(update=update | {"enable_prefix_caching": False}), trace)
 
 
 @settings(max_examples=50, deadline=None)

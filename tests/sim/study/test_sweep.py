@@ -11,9 +11,10 @@ from polars.testing import assert_frame_equal
 from ground.errors import UserError
 from sim.results.folder import read_run
 from sim.results.metric_names import METRICS, flatten
+from sim.study.points import Point, run_point
 from sim.study.simulate import simulate
 from sim.study.study import Study
-from sim.study.sweep import Point, best, run_point, sweep
+from sim.study.sweep import best, sweep
 
 SCENARIO: dict[str, Any] = {
     "trace": {
@@ -61,8 +62,8 @@ def test_a_bug_in_one_point_does_not_end_the_study(monkeypatch: pytest.MonkeyPat
     def broken(_: object) -> None:
         raise ZeroDivisionError("half a request")
 
-    monkeypatch.setattr("sim.study.sweep.simulate", broken)
-    assert run_point(STUDY, 3, {}) == {
+    monkeypatch.setattr("sim.study.points.simulate", broken)
+    assert run_point(STUDY.scenario, 3, {}) == {
         "point": 3,
         "status": "failed",
         "error": "ZeroDivisionError: half a request",
@@ -103,11 +104,11 @@ def test_only_what_is_missing_is_simulated_again(swept: Path, tmp_path: Path, mo
     (folder / "points.jsonl").write_text("".join(lines[:2]) + lines[2][: len(lines[2]) // 2])
     simulated, told = [], []
 
-    def counted(study: Study, index: int, setting: dict[str, Any]) -> Point:
+    def counted(scenario: dict[str, Any], index: int, setting: dict[str, Any]) -> Point:
         simulated.append(index)
-        return run_point(study, index, setting)
+        return run_point(scenario, index, setting)
 
-    monkeypatch.setattr("sim.study.sweep.run_point", counted)
+    monkeypatch.setattr("sim.study.points.run_point", counted)
     sweep(STUDY, folder, on_point=lambda point: told.append(point["point"]))
     assert simulated == [2, 3, 4] and told == [0, 1, 2, 3, 4]
     for name in ("points.jsonl", "points.parquet", "winners.json", "winners/baseline/requests.parquet"):

@@ -1,0 +1,207 @@
+"""What an operator can try against a slowdown: each remedy, and which keys of a scenario it sets.
+
+A new one is a function here and its line in `REMEDIES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sim.study.scenario import Scenario
+
+Settings = dict[str, Any]  # dotted keys of a scenario
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """`settings` gives the keys to set; none where the scenario has the remedy already, or no use for it."""
+
+    name: str
+    text: str
+    settings: Callable[[Scenario], Settings]
+
+
+def _if(condition: bool, settings: Settings) -> Settings:
+    return settings if condition else {}
+
+
+def _kv_cache(scenario: Scenario) -> Settings:
+    return _if(not scenario.engine.kv_cache, {"engine.kv_cache": True})
+
+
+def _paged(scenario: Scenario) -> Settings:
+    return _if(scenario.engine.kv_reservation != "paged", {"engine.kv_reservation": "paged"})
+
+
+def _prefix_cache(scenario: Scenario) -> Settings:
+    engine = scenario.engine
+    possible = engine.kv_cache and engine.kv_reservation == "paged"
+    return _if(possible and not engine.enable_prefix_caching, {"engine.enable_prefix_caching": True})
+
+
+def _keep_sessions(scenario: Scenario) -> Settings:
+    engine = scenario.engine
+    possible = engine.kv_cache and engine.enable_prefix_caching and engine.kv_reservation == "paged"
+    return _if(possible and engine.session_retention is None, {"engine.session_retention": {"policy": "lru"}})
+
+
+def _session_ttl(scenario: Scenario) -> Settings:
+    retention = scenario.engine.session_retention
+    return _if(retention is not None and retention.ttl is None, {"engine.session_retention.ttl": 600.0})
+
+
+def _session_priority(scenario: Scenario) -> Settings:
+    retention = scenario.engine.session_retention
+    return _if(
+        retention is not None and retention.policy != "priority", {"engine.session_retention.policy": "priority"}
+    )
+
+
+def _async(scenario: Scenario) -> Settings:
+    return _if(not scenario.engine.async_scheduling, {"engine.async_scheduling": True})
+
+
+def _larger_budget(scenario: Scenario) -> Settings:
+    return {"engine.max_num_batched_tokens": 4 * scenario.engine.max_num_batched_tokens}
+
+
+def _smaller_budget(scenario: Scenario) -> Settings:
+    budget = scenario.engine.max_num_batched_tokens // 4
+    return _if(budget >= scenario.engine.max_num_seqs, {"engine.max_num_batched_tokens": budget})
+
+
+def _more_sequences(scenario: Scenario) -> Settings:
+    engine = scenario.engine
+    return {
+        "engine.max_num_seqs": 2 * engine.max_num_seqs,
+        "engine.max_num_batched_tokens": max(engine.max_num_batched_tokens, 2 * engine.max_num_seqs),
+    }
+
+
+def _fewer_sequences(scenario: Scenario) -> Settings:
+    return _if(scenario.engine.max_num_seqs > 1, {"engine.max_num_seqs": scenario.engine.max_num_seqs // 2})
+
+
+def _reserve_prompt(scenario: Scenario) -> Settings:
+    return _if(not scenario.engine.scheduler_reserve_full_isl, {"engine.scheduler_reserve_full_isl": True})
+
+
+def _buckets(scenario: Scenario) -> Settings:
+    shapes = scenario.engine.shapes
+    return _if(shapes is not None and shapes.buckets == "none", {"engine.shapes.buckets": "pow2"})
+
+
+def _few_shapes(scenario: Scenario) -> Settings:
+    shapes = scenario.engine.shapes
+    return _if(shapes is not None and shapes.keep is None, {"engine.shapes.keep": 64})
+
+
+def _pool_allocator(scenario: Scenario) -> Settings:
+    memory = scenario.engine.memory
+    return _if(memory is not None and memory.allocator == "native", {"engine.memory.allocator": "caching"})
+
+
+def _expandable_segments(scenario: Scenario) -> Settings:
+    memory = scenario.engine.memory
+    possible = memory is not None and memory.allocator == "caching" and "expandable_segments" not in memory.settings
+    if not possible or memory is None:
+        return {}
+    settings = [memory.settings] if memory.settings else []
+    return {"engine.memory.settings": ",".join([*settings, "expandable_segments:True"])}
+
+
+def _empty_cache(scenario: Scenario) -> Settings:
+    memory = scenario.engine.memory
+    possible = memory is not None and memory.allocator == "caching" and memory.empty_cache_every is None
+    return _if(possible, {"engine.memory.empty_cache_every": 1000})
+
+
+def _no_leak(scenario: Scenario) -> Settings:
+    memory = scenario.engine.memory
+    leaks = memory is not None and (memory.leak_per_request or memory.leak_per_minute)
+    return _if(bool(leaks), {"engine.memory.leak_per_request": 0, "engine.memory.leak_per_minute": 0})
+
+
+def _bound_what_is_retained(scenario: Scenario) -> Settings:
+    memory = scenario.engine.memory
+    grows = memory is not None and memory.retained_requests is None
+    kept = memory is not None and (memory.retain_per_request or memory.retain_per_token)
+    return _if(bool(grows and kept), {"engine.memory.retained_requests": 1000})
+
+
+def _forget_sessions(scenario: Scenario) -> Settings:
+    work = scenario.engine.host_work
+    grows = work is not None and work.per_session > 0 and work.forget_after is None
+    return _if(grows, {"engine.host_work.forget_after": 600.0})
+
+
+def _prefix_aware(scenario: Scenario) -> Settings:
+    fleet = scenario.fleet
+    return _if(fleet.replicas > 1 and fleet.router != "prefix_aware", {"fleet.router": "prefix_aware"})
+
+
+def _least_outstanding(scenario: Scenario) -> Settings:
+    fleet = scenario.fleet
+    return _if(fleet.replicas > 1 and fleet.router != "least_outstanding", {"fleet.router": "least_outstanding"})
+
+
+def _another_replica(scenario: Scenario) -> Settings:
+    return {"fleet.replicas": scenario.fleet.replicas + 1}
+
+
+def _longer_model_ttl(scenario: Scenario) -> Settings:
+    cache = scenario.fleet.weight_cache
+    short = cache is not None and cache.ttl is not None and cache.ttl < 1800.0
+    return _if(short, {"fleet.weight_cache.ttl": 1800.0})
+
+
+def _larger_model_cache(scenario: Scenario) -> Settings:
+    cache = scenario.fleet.weight_cache
+    if cache is None:
+        return {}
+    names = ("capacity_bytes", "capacity_models")
+    given = {name: getattr(cache, name) for name in names if getattr(cache, name) is not None}
+    return {f"fleet.weight_cache.{name}": 2 * value for name, value in given.items()}
+
+
+def _single_flight(scenario: Scenario) -> Settings:
+    cache = scenario.fleet.weight_cache
+    return _if(cache is not None and not cache.single_flight, {"fleet.weight_cache.single_flight": True})
+
+
+REMEDIES: tuple[Remedy, ...] = (
+    Remedy("KV cache", "keep keys and values instead of computing the whole sequence each step", _kv_cache),
+    Remedy("paged KV", "KV memory in blocks as it is needed, instead of reserved in advance", _paged),
+    Remedy("prefix cache", "find the blocks of equal prefixes again", _prefix_cache),
+    Remedy("keep sessions", "hold a session's KV blocks between its turns", _keep_sessions),
+    Remedy("session TTL", "give up a session's blocks after 10 idle minutes", _session_ttl),
+    Remedy("priority eviction", "give up the blocks of the least urgent sessions first", _session_priority),
+    Remedy("asynchronous scheduling", "schedule the next step while this one runs", _async),
+    Remedy("larger chunks", "four times the token budget of a step", _larger_budget),
+    Remedy("smaller chunks", "a quarter of the token budget of a step", _smaller_budget),
+    Remedy("more sequences", "twice as many at once", _more_sequences),
+    Remedy("fewer sequences", "half as many at once", _fewer_sequences),
+    Remedy("admit whole prompts", "admit a request only where its whole prompt finds blocks", _reserve_prompt),
+    Remedy("length buckets", "pad to powers of two, so that few shapes are ever met", _buckets),
+    Remedy("few shapes kept", "keep the 64 most recent shapes", _few_shapes),
+    Remedy("caching allocator", "keep freed memory instead of giving it back to the driver", _pool_allocator),
+    Remedy("expandable segments", "let one segment grow instead of adding ever new ones", _expandable_segments),
+    Remedy("empty_cache", "give cached memory back every 1,000 requests", _empty_cache),
+    Remedy("stop the leak", "release what is retained", _no_leak),
+    Remedy("bounded cache", "keep what is retained of the last 1,000 requests only", _bound_what_is_retained),
+    Remedy("forget sessions", "drop the host's state of sessions idle for 10 minutes", _forget_sessions),
+    Remedy("prefix-aware router", "send a request where its prefix is cached", _prefix_aware),
+    Remedy("least-outstanding router", "send a request where the fewest wait", _least_outstanding),
+    Remedy("longer model TTL", "keep weights for 30 idle minutes", _longer_model_ttl),
+    Remedy("larger weight cache", "twice the memory for weights", _larger_model_cache),
+    Remedy("single flight", "concurrent misses of a model wait for one load", _single_flight),
+    Remedy("another replica", "one more engine, at its price", _another_replica),
+)
+
+
+def applicable(scenario: Scenario) -> list[tuple[Remedy, Settings]]:
+    """The remedies that change anything in a scenario, and the keys that they set."""
+    found = [(remedy, remedy.settings(scenario)) for remedy in REMEDIES]
+    return [(remedy, settings) for remedy, settings in found if settings]

@@ -1,0 +1,164 @@
+"""Memory and shapes of a scenario: what is left open is found and said, and a run has its memory table and numbers."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from calibrate.datasheet import datasheet_profile
+from calibrate.model import load_model
+from ground.assumption import Assumption
+from ground.errors import UserError
+from sim.results.folder import read_run, write_run
+from sim.results.metric_names import flatten
+from sim.study.scenario import EngineSettings, Scenario, make_scenario
+from sim.study.simulate import Deployment, deploy_profile, simulate
+
+MODEL = load_model("Llama-3.1-8B")
+DEVICE = "h100-sxm-80gb"
+SCENARIO: dict[str, Any] = {
+    "trace": {
+        "synth": {
+            "requests": 60,
+            "arrivals": {"process": "poisson", "rate": 5},
+            "lengths": {
+                "prompt": {"distribution": "uniform", "low": 10, "high": 900},
+                "output": {"distribution": "uniform", "low": 1, "high": 60},
+            },
+        }
+    },
+    "model": "Llama-3.1-8B",
+    "profile": f"datasheet:{DEVICE}",
+    "fleet": {"replicas": 2},
+    "seed": 3,
+}
+
+
+def scenario(**engine: Any) -> Scenario:
+    return make_scenario(SCENARIO, {f"engine.{key}": value for key, value in engine.items()}, Path(), "it")
+
+
+def deployed(engine: dict[str, Any], **tables: pl.DataFrame) -> tuple[Deployment, dict[str, Assumption]]:
+    profile = datasheet_profile(DEVICE, MODEL, 1)
+    profile = replace(profile, tables=profile.tables | tables)
+    deployment = deploy_profile(EngineSettings.model_validate(engine), MODEL, profile)
+    return deployment, {one.name: one for one in deployment.assumptions}
+
+
+def test_a_run_has_its_memory(tmp_path: Path) -> None:
+    chosen = scenario(memory={"leak_per_request": 1_000_000}, shapes={"shape": "sequences", "keep": 4})
+    run = simulate(chosen)
+    assert run.memory is not None and set(run.memory["replica"]) == {0, 1}
+    assert run.metrics["memory"]["reserved_peak"] == run.memory["reserved"].max()
+    assert flatten(run.metrics)["memory.fragmentation"] is not None
+    assert {"graph", "allocator"} <= set(run.events["kind"])
+    write_run(tmp_path / "run", run)
+    again = read_run(tmp_path / "run")
+    assert again.memory is not None
+    assert_frame_equal(again.memory, run.memory)
+    assert "Idle share of reserved memory" in (tmp_path / "run" / "report.html").read_text()
+    # As resolved it means the same.
+    same = simulate(Scenario.model_validate(chosen.resolved()))
+    assert same.memory is not None
+    assert_frame_equal(same.memory, run.memory)
+    assert_frame_equal(same.requests, run.requests)
+
+
+def test_without_it_nothing_is_said() -> None:
+    run = simulate(scenario())
+    assert run.memory is None and "memory" not in run.metrics
+    assert flatten(run.metrics)["memory.growth"] is None
+    assert not [one.name for one in run.assumptions if one.name.startswith(("engine.memory", "engine.shapes"))]
+
+
+def test_memory_that_costs_nothing_changes_nothing() -> None:
+    plain, modelled = simulate(scenario()), simulate(scenario(memory={}))
+    assert_frame_equal(plain.requests, modelled.requests)
+    assert_frame_equal(plain.steps, modelled.steps)
+
+
+def test_what_is_left_open_is_found_and_said() -> None:
+    deployment, said = deployed({"memory": {"leak_per_minute": 1e6}, "shapes": {}})
+    memory, shapes = deployment.memory, deployment.shapes
+    assert memory is not None and shapes is not None
+    pool = deployment.config.kv_blocks * deployment.config.block_size * MODEL.kv_bytes_per_token()
+    outside = next(one.value for name, one in said.items() if name == "memory.non_torch")
+    device = next(one.value for name, one in said.items() if name == "memory.device")
+    assert memory.device_bytes == device - MODEL.weight_bytes() - pool - outside  # type: ignore[operator]
+    for name in ("device_bytes", "malloc_seconds", "free_seconds", "restart_seconds", "leak_tensor_bytes"):
+        assert said[f"engine.memory.{name}"].value == getattr(memory, name)
+    for name in ("build_seconds", "build_bytes", "eager_launch_seconds"):
+        assert said[f"engine.shapes.{name}"].value == getattr(shapes, name)
+        assert said[f"engine.shapes.{name}"].source == "assumed"
+    assert shapes.build_seconds == pytest.approx(17 / 67)
+
+
+def test_what_the_profile_measured_is_used() -> None:
+    graphs = pl.DataFrame({"phase": ["capture", "capture", "replay"], "sequences": [1, 8, 8], "seconds": [0.1, 0.3, 9]})
+    launches = pl.DataFrame({"kernels": [1, 10, 1000], "seconds": [1e-5, 3e-5, 1e-5 + 999 * 2e-6]})
+    deployment, said = deployed({"shapes": {}}, graph=graphs, launch=launches)
+    shapes = deployment.shapes
+    assert shapes is not None and shapes.build_seconds == pytest.approx(0.2)
+    kernels = sum(call.calls for call in MODEL.calls())
+    assert shapes.eager_launch_seconds == pytest.approx(kernels * 2e-6)
+    assert said["engine.shapes.build_seconds"].source == said["engine.shapes.eager_launch_seconds"].source == "measured"
+
+
+def test_what_is_given_is_not_assumed() -> None:
+    memory = {"device_bytes": 1 << 30, "malloc_seconds": 1e-4, "free_seconds": 1e-4, "restart_seconds": 60}
+    shapes = {"build_seconds": 1, "build_bytes": 0, "eager_launch_seconds": 0}
+    _, said = deployed({"memory": memory, "shapes": shapes})
+    assert [name for name in said if name.startswith(("engine.memory", "engine.shapes"))] == [
+        "engine.memory.activations"
+    ]
+
+
+def test_a_grown_cache_has_no_pool_and_all_the_memory_beside_the_weights() -> None:
+    deployment, said = deployed(
+        {"memory": {"kv": "grown"}, "enable_prefix_caching": False, "max_num_seqs": 4, "max_model_len": 2000}
+    )
+    assert deployment.config.kv_blocks >= 4 * 2000 / deployment.config.block_size
+    assert deployment.memory is not None and deployment.memory.device_bytes > 60 << 30  # type: ignore[operator]
+    assert "no pool" in said["engine.kv_blocks"].note
+    run = simulate(scenario(memory={"kv": "grown"}, enable_prefix_caching=False))
+    assert run.requests["status"].unique().to_list() == ["finished"]
+    assert run.steps["steps"].max() == 1
+
+
+def test_buckets_pad_the_steps() -> None:
+    assert list(scenario(shapes={"buckets": "pow2"}).engine.graph_sizes) == [2**n for n in range(12)]
+    assert not scenario(shapes={"buckets": "pow2"}).engine.graphs_decode_only
+    decodes = scenario(shapes={"shape": "sequences", "buckets": [4, 16]}).engine
+    assert list(decodes.graph_sizes) == [4, 16] and decodes.graphs_decode_only
+    assert list(scenario(shapes={}).engine.graph_sizes) == []
+
+
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ({"memory": {}, "data_parallel": 2}, "memory is given and data_parallel is 2"),
+        ({"memory": {"kv": "grown"}}, "expected enable_prefix_caching false"),
+        ({"memory": {"kv": "grown"}, "enable_prefix_caching": False, "kv_blocks": 9}, "kv_blocks is 9"),
+        ({"memory": {"settings": "expandable:True"}}, "allocator settings: expandable:True is unknown"),
+        ({"memory": {"allocator": "paged"}}, "allocator is 'paged'; expected one of caching, native, size_class"),
+        ({"memory": {"device_bytes": 1000}}, "memory.device_bytes"),
+        ({"shapes": {}, "cudagraph_capture_sizes": [1, 2]}, "cudagraph_capture_sizes and shapes are both given"),
+        ({"shapes": {"buckets": [4, 2]}}, "buckets are"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_in_one_line(engine: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        scenario(**engine)
+    assert "\n" not in error.value.message
+
+
+def test_a_device_whose_memory_nobody_knows_must_be_told() -> None:
+    profile = replace(datasheet_profile(DEVICE, MODEL, 1), device_memory=None)
+    with pytest.raises(UserError, match=r"must give engine\.memory\.device_bytes"):
+        deploy_profile(EngineSettings(kv_blocks=100, memory={}), MODEL, profile)  # type: ignore[arg-type]
+    small = replace(profile, device_memory=20 << 30)
+    with pytest.raises(UserError, match="leave nothing for a step"):
+        deploy_profile(EngineSettings(kv_blocks=4000, memory={}), MODEL, small)  # type: ignore[arg-type]
