@@ -16,13 +16,15 @@ is not found.
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, repeat
 from typing import NamedTuple
 
 # Evicted ids that a pool remembers at most, to say what had to be computed again for want of room.
 _REMEMBERED = 1 << 20
+
+_consume = deque[object](maxlen=0).extend  # runs an iterator to its end: the prompts of a day have millions of ids
 
 Ids = array  # physical numbers of blocks, always of typecode "i": copied without touching an object a block
 
@@ -319,10 +321,9 @@ class BlockPool:
             holding.runs.append((span, len(ids)))
         self._cached.update(dict.fromkeys(keys[index:end], span))
         if self._evicted and not self._evicted.keys().isdisjoint(keys[index:end]):
-            for key in keys[index:end]:
-                if key in self._evicted:
-                    del self._evicted[key]
-                    holding.cached_anew += holding.blocks_per_key
+            before = len(self._evicted)
+            _consume(map(self._evicted.pop, keys[index:end], repeat(None)))
+            holding.cached_anew += (before - len(self._evicted)) * holding.blocks_per_key
 
     def _split(self, span: Span, count: int) -> Span:
         """Split a span after its first `count` ids; returns the part before.
@@ -349,13 +350,12 @@ class BlockPool:
     def _forget(self, span: Span, kept: int) -> None:
         """Forget all ids of a span but the first `kept`."""
         forgotten = span.keys[span.at + kept : span.at + span.count]
-        for key in forgotten:
-            del self._cached[key]
+        _consume(map(self._cached.__delitem__, forgotten))
         span.count = min(kept, span.count)
         self._evicted.update(dict.fromkeys(forgotten))
         if len(self._evicted) > _REMEMBERED:
-            for key in list(islice(self._evicted, len(self._evicted) - _REMEMBERED // 2)):
-                del self._evicted[key]
+            oldest = list(islice(self._evicted, len(self._evicted) - _REMEMBERED // 2))
+            _consume(map(self._evicted.__delitem__, oldest))
 
 
 def _common(keys: Sequence[int], position: int, span: Span) -> int:

@@ -35,6 +35,10 @@ class GroupPlan:
         return [request for plan in self.plans if plan is not None for request in plan.ending]
 
     @property
+    def scheduled(self) -> float:
+        return next(plan.scheduled for plan in self.plans if plan is not None)
+
+    @property
     def recomputed(self) -> int:
         return sum(plan.recomputed for plan in self.plans if plan is not None)
 

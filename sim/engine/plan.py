@@ -35,6 +35,7 @@ class Plan:
         "preempted",
         "recomputed",
         "resumed",
+        "scheduled",
         "spread",
         "starved",
         "swapped_in",
@@ -48,6 +49,7 @@ class Plan:
         self.decodes = 0
         self.kv_tokens = 0  # cached tokens that the decoding sequences read, summed
         self.spread: Spread | None = None  # of them
+        self.scheduled = 0.0  # when the scheduler made it
         self.preempted = 0
         self.victims: Sequence[Request] = ()  # who was preempted
         self.resumed: Sequence[Request] = ()  # who had been, and was admitted again

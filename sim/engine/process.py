@@ -137,7 +137,7 @@ class Engine:
         yield self._wake
         while True:
             start = clock.now
-            plan = self._schedule()
+            plan = scheduler.schedule(start)
             if plan is None:
                 yield self._wait_for_work()
                 continue
@@ -154,7 +154,7 @@ class Engine:
         plan: Plan | GroupPlan | None = None
         while True:
             if plan is None:  # nothing was scheduled ahead
-                plan = self._schedule()
+                plan = scheduler.schedule(clock.now)
                 if plan is None:
                     yield self._wait_for_work()
                     continue
@@ -170,7 +170,7 @@ class Engine:
             leapt, self._leapt = self._leapt, 1  # what comes from here on is too late to cut it
             scheduler.advance(plan, leapt)
             # An engine that is started anew knows what has come when it is up.
-            following = None if self._cost.restart else self._schedule()
+            following = None if self._cost.restart else scheduler.schedule(clock.now)
             self._outdated = False
             yield self._wait_until(end)
             self._outdated = self._outdated or bool(plan.ending)
@@ -210,9 +210,10 @@ class Engine:
         self._decoding = None
         self._leapt = 1
         self._computed = plan
-        for request in self.scheduler.reset(plan, start):
-            amount = request.repeats_until
-            self._events.append(start, self._replica, "preempted", request_id=request.request_id, amount=amount)
+        self._events.of_schedule(self._replica, plan)
+        plan.resumed = ()
+        plan.victims = self.scheduler.reset(plan, start)
+        plan.scheduled = start  # since when they wait
         if self.reservation_use is not None:
             self.reservation_use.ran(start, start, 0, 0)
             self.reservation_use.began()
@@ -235,13 +236,6 @@ class Engine:
         """The seconds of steps, alone or in an array, of which the host has `host`, and now more."""
         more = self._cost.host
         return np.maximum(seconds, host + more) if self._ahead else seconds + more
-
-    def _schedule(self) -> Any:
-        now = self._clock.now
-        plan = self.scheduler.schedule(now)
-        if plan is not None and (plan.victims or plan.resumed):
-            self._events.of_schedule(self._replica, now, plan)
-        return plan
 
     def _copies(self, plan: Plan) -> float:
         """Seconds before the step proper: what it overwrites goes out first, what it reads comes back first."""
@@ -281,7 +275,7 @@ class Engine:
         self._steps.append(self._replica, start, now, leapt, self._computed, running, waiting, scheduler.blocks_held)
         if self._watched:
             self._watch(start, now, finished)
-        if plan.chunks or plan.swapped_out:
+        if plan.chunks or plan.preempted:
             self._events.of_step(self._replica, start, plan, self._copy_seconds)
         if self._costs is not None:
             if not self._cost.restart:

@@ -111,6 +111,7 @@ class Scheduler:
         plan = self._grant_all() or self._grant_in_order()
         if not plan.preempted and self._waiting:
             self._admit(plan, now)
+        plan.scheduled = now
         if not (plan.decodes or plan.chunks or plan.preempted or plan.starved):
             return None  # all that run have their last token under way
         return plan
@@ -167,13 +168,8 @@ class Scheduler:
         for chunk in plan.chunks:
             request = chunk.request
             request.computed = chunk.start + chunk.tokens
-            if chunk.start < request.repeats_until:
-                plan.recomputed += min(request.computed, request.repeats_until) - chunk.start
-            elif request.holding.cached_anew:
-                missed = min(chunk.tokens, request.holding.cached_anew * self._size)
-                plan.missed += missed
-                request.missed_tokens += missed
-            request.holding.cached_anew = 0
+            if request.repeats_until or request.holding.cached_anew:
+                self._count_repeats(plan, chunk)
             if chunk.last:
                 del self._prefilling[request]
                 if not request.generated:
@@ -186,6 +182,17 @@ class Scheduler:
         if plan.ending:
             plan.ending.sort(key=_admission)  # their blocks enter the queue in this order
             self._ended.update(plan.ending)
+
+    def _count_repeats(self, plan: Plan, chunk: Chunk) -> None:
+        """What of a chunk was computed before: by its request, or by anybody while the prefix cache held it."""
+        request = chunk.request
+        if chunk.start < request.repeats_until:
+            plan.recomputed += min(chunk.start + chunk.tokens, request.repeats_until) - chunk.start
+        elif request.holding.cached_anew:
+            missed = min(chunk.tokens, request.holding.cached_anew * self._size)
+            plan.missed += missed
+            request.missed_tokens += missed
+        request.holding.cached_anew = 0
 
     def complete(self, plan: Plan, now: float) -> list[Request]:
         """The plan, which has advanced, ended at `now`. Returns who finished."""
@@ -227,7 +234,6 @@ class Scheduler:
         plan.decodes = plan.kv_tokens = 0
         plan.spread = None
         plan.chunks, plan.starved, plan.swapped_out, plan.swapped_in = [], [], (), ()
-        plan.victims = [*plan.victims, *lost]
         plan.preempted += len(lost)
         return lost
 

@@ -89,6 +89,9 @@ class StepPlan(Protocol):
     swapped_in: Any
 
     @property
+    def scheduled(self) -> float: ...
+
+    @property
     def recomputed(self) -> int: ...
 
     @property
@@ -176,20 +179,22 @@ class EventRecorder:
         )
 
     def of_step(self, replica: int, start: float, plan: StepPlan, copy_seconds: float | None = None) -> None:
-        """What a step that began at `start` computed again, and copied."""
+        """Of a step that began at `start`: whom it preempted and admitted again, what it computed again and copied."""
+        if plan.victims or plan.resumed:
+            self.of_schedule(replica, plan)
         if plan.recomputed:
             self.append(start, replica, "recomputed", amount=plan.recomputed)
         if plan.missed:
             self.append(start, replica, "missed", amount=plan.missed)
-        blocks = sum(len(copy.host) for copies in (plan.swapped_out, plan.swapped_in) for copy in copies)
-        if blocks:
+        if plan.swapped_out or plan.swapped_in:
+            blocks = sum(len(copy.host) for copies in (plan.swapped_out, plan.swapped_in) for copy in copies)
             self.append(start, replica, "copy", seconds=copy_seconds, amount=blocks)
 
-    def of_schedule(self, replica: int, now: float, plan: StepPlan) -> None:
-        """Whom the scheduler, asked at `now`, preempted and admitted again."""
+    def of_schedule(self, replica: int, plan: StepPlan) -> None:
+        """Whom the scheduler preempted and admitted again when it made the plan."""
         for kind, requests in (("preempted", plan.victims), ("resumed", plan.resumed)):
             for request in requests:
-                self.append(now, replica, kind, request_id=request.request_id, amount=request.repeats_until)
+                self.append(plan.scheduled, replica, kind, request_id=request.request_id, amount=request.repeats_until)
 
     def take_table(self) -> pl.DataFrame:
         """With the columns of `tables.EVENTS`, in order of (time, replica). The recorder is empty afterwards."""

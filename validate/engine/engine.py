@@ -171,13 +171,10 @@ class Engine:
                         recorder.woke(due=due, now=now)
                         take_arrivals(now)
                         continue
-                    recorder.scheduled(plan, start)
                     step = self._form(scheduler, plan, None)
                 scheduler.advance(step.plan)
                 following = None
-                now = clock.now()
-                if self.config.async_scheduling and (plan := scheduler.schedule(now)):
-                    recorder.scheduled(plan, now)
+                if self.config.async_scheduling and (plan := scheduler.schedule(clock.now())):
                     following = self._form(scheduler, plan, step)
                 tokens = self._wait(step)
                 end = clock.now()

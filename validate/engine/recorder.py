@@ -61,10 +61,6 @@ class Recorder:
         self._events.of_step(0, start, plan)
         self.sessions(scheduler.retention)
 
-    def scheduled(self, plan: Plan, now: float) -> None:
-        """The scheduler was asked at `now`."""
-        self._events.of_schedule(0, now, plan)
-
     def sessions(self, retention: SessionRetention | None) -> None:
         """Which idle sessions lost their blocks since this was last told."""
         if retention is not None:
