@@ -16,15 +16,12 @@ is not found.
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import islice, repeat
 from typing import NamedTuple
 
-# Evicted ids that a pool remembers at most, to say what had to be computed again for want of room.
+# Evicted ids that a pool remembers, to say what had to be computed again for want of room; with more it forgets all.
 _REMEMBERED = 1 << 20
-
-_consume = deque[object](maxlen=0).extend  # runs an iterator to its end: the prompts of a day have millions of ids
 
 Ids = array  # physical numbers of blocks, always of typecode "i": copied without touching an object a block
 
@@ -112,8 +109,9 @@ class BlockPool:
         everything = Span(Ids("i", range(blocks - 1, -1, -1)))  # taken from the end: block 0 first
         everything.holders = 0
         self._queue: OrderedDict[Span, None] = OrderedDict({everything: None})
-        self._cached: dict[int, Span] = {}  # id → the span that has its blocks
-        self._evicted: dict[int, None] = {}  # ids that were cached once and are not now, the latest last
+        # Id → the span that has its blocks; None: they were evicted.
+        self._cached: dict[int, Span | None] = {}
+        self._evicted = 0  # ids that are None
 
     @property
     def held(self) -> int:
@@ -243,12 +241,12 @@ class BlockPool:
         if not ids:
             return
         end = index - (-len(ids) // per_key)
-        if self._cached.keys().isdisjoint(keys[index:end]):
+        if not any(map(self._cached.get, keys[index:end])):
             self._place(holding, ids, index, end)
             return
         for at in range(index, end):
             part, ids = ids[:per_key], ids[per_key:]
-            if keys[at] in self._cached:  # another request was faster: our copy stays without a name
+            if self._cached.get(keys[at]) is not None:  # another request was faster: our copy stays without a name
                 holding.runs.append((Span(part, per_key=per_key), len(part)))
             else:
                 self._place(holding, part, at, at + 1)
@@ -319,11 +317,12 @@ class BlockPool:
         else:
             span = Span(ids, keys, index, end - index, holding.blocks_per_key)
             holding.runs.append((span, len(ids)))
+        unknown = len(self._cached)
         self._cached.update(dict.fromkeys(keys[index:end], span))
-        if self._evicted and not self._evicted.keys().isdisjoint(keys[index:end]):
-            before = len(self._evicted)
-            _consume(map(self._evicted.pop, keys[index:end], repeat(None)))
-            holding.cached_anew += (before - len(self._evicted)) * holding.blocks_per_key
+        evicted = end - index - (len(self._cached) - unknown)
+        if evicted:
+            self._evicted -= evicted
+            holding.cached_anew += evicted * holding.blocks_per_key
 
     def _split(self, span: Span, count: int) -> Span:
         """Split a span after its first `count` ids; returns the part before.
@@ -350,12 +349,12 @@ class BlockPool:
     def _forget(self, span: Span, kept: int) -> None:
         """Forget all ids of a span but the first `kept`."""
         forgotten = span.keys[span.at + kept : span.at + span.count]
-        _consume(map(self._cached.__delitem__, forgotten))
+        self._cached.update(dict.fromkeys(forgotten))
+        self._evicted += len(forgotten)
         span.count = min(kept, span.count)
-        self._evicted.update(dict.fromkeys(forgotten))
-        if len(self._evicted) > _REMEMBERED:
-            oldest = list(islice(self._evicted, len(self._evicted) - _REMEMBERED // 2))
-            _consume(map(self._evicted.__delitem__, oldest))
+        if self._evicted > _REMEMBERED:
+            self._cached = {key: span for key, span in self._cached.items() if span is not None}
+            self._evicted = 0
 
 
 def _common(keys: Sequence[int], position: int, span: Span) -> int:

@@ -275,7 +275,9 @@ class Engine:
         self._steps.append(self._replica, start, now, leapt, self._computed, running, waiting, scheduler.blocks_held)
         if self._watched:
             self._watch(start, now, finished)
-        if plan.chunks or plan.preempted:
+        if (plan.chunks or plan.preempted) and (
+            plan.missed or plan.recomputed or plan.victims or plan.resumed or plan.swapped_out or plan.swapped_in
+        ):
             self._events.of_step(self._replica, start, plan, self._copy_seconds)
         if self._costs is not None:
             if not self._cost.restart:

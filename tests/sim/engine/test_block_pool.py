@@ -86,8 +86,9 @@ class PoolMachine(RuleBasedStateMachine):
         for holding, _ in self.held:
             for span in holding.spans:
                 count[id(span)] = count.get(id(span), 0) + 1
-        for span in self.pool._cached.values():
+        for span in filter(None, self.pool._cached.values()):
             assert span.holders == count.get(id(span), 0)
+        assert self.pool._evicted == list(self.pool._cached.values()).count(None)
 
     def teardown(self) -> None:
         for holding, _ in self.held:
