@@ -21,7 +21,12 @@ def test_every_token_is_computed_once_but_for_those_that_are_told(config: Engine
     steps, requests, events = result.steps, result.requests, result.events
     computed = int((steps["steps"] * steps["decode_seqs"]).sum()) + int(steps["prefill_tokens"].sum())
     needed = int((requests["prompt_tokens"] + requests["output_tokens"] - 1 - requests["cached_tokens"]).sum())
-    assert computed == needed + total(events, "recomputed")
+    again = total(events, "recomputed")
+    if config.enable_prefix_caching and requests["preemptions"].sum():
+        # Who is admitted again may find what others have computed meanwhile, beyond what he had.
+        assert computed <= needed + again
+    else:
+        assert computed == needed + again
     assert total(events, "missed") <= int(steps["prefill_tokens"].sum())
     if not config.enable_prefix_caching:
         assert total(events, "missed") == 0
