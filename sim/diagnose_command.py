@@ -6,12 +6,17 @@ import os
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
+from ground.errors import UserError
 from ground.folder import refuse_existing
 
 # What only the work itself needs is imported there: a command should begin at once.
 
 _MEASUREMENT = "measurement.json"  # beside the tables of a measured run
+# Options that mean something to a run, and to a scenario, only.
+_OF_A_RUN = {"profile": "--profile", "force": "--force"}
+_OF_A_SCENARIO = {"objective": "--objective", "settings": "--set", "workers": "--workers"}
 
 
 @click.command()
@@ -22,13 +27,15 @@ _MEASUREMENT = "measurement.json"  # beside the tables of a measured run
     type=click.Path(path_type=Path),
     help="Folder to write; default RUN_DIR/diagnosis, or runs/SCENARIO-what-if.",
 )
-@click.option("--profile", help="Take steps apart by this profile instead of the scenario's.")
-@click.option("--force", is_flag=True, help="Replace the folder if it exists.")
+@click.option("--profile", help="Of RUN_DIR: take steps apart by this profile instead of the scenario's.")
+@click.option("--force", is_flag=True, help="Of RUN_DIR: replace the folder if it exists.")
 @click.option("--what-if", "try_remedies", is_flag=True, help="Simulate every remedy that applies to SCENARIO.")
 @click.option("--objective", default="e2e.p99", show_default=True, help="With --what-if: the metric to rank by.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="With --what-if: override a key.")
 @click.option("--workers", type=click.IntRange(min=1), help="With --what-if: processes; default one a core.")
+@click.pass_context
 def diagnose(
+    context: click.Context,
     target: Path,
     output: Path | None,
     profile: str | None,
@@ -46,10 +53,23 @@ def diagnose(
     With --what-if every remedy that applies is simulated alone, and the best ones in pairs; the same command goes on
     where it was interrupted.
     """
+    _refuse_what_is_of_the_other(context, target, try_remedies)
     if try_remedies:
         _what_if(target, output or Path("runs") / f"{target.stem}-what-if", objective, settings, workers)
     else:
         _diagnose(target, output or target / "diagnosis", profile, force)
+
+
+def _refuse_what_is_of_the_other(context: click.Context, target: Path, try_remedies: bool) -> None:
+    """A run is diagnosed, and remedies are tried on a scenario: what belongs to the one means nothing to the other."""
+    if try_remedies and target.is_dir():
+        raise UserError(f"{target}: is a folder; expected a scenario file, on which --what-if tries remedies")
+    if not try_remedies and target.is_file():
+        raise UserError(f"{target}: is a file; expected the output folder of a run, or --what-if with a scenario")
+    for name, option in (_OF_A_RUN if try_remedies else _OF_A_SCENARIO).items():
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            wanted = "no --what-if, which takes a scenario" if try_remedies else "--what-if and a scenario"
+            raise UserError(f"{option}: was given with {target}; expected {wanted}")
 
 
 def _diagnose(run: Path, folder: Path, profile: str | None, force: bool) -> None:

@@ -14,19 +14,11 @@ from typing import IO, Any
 import psutil
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from command_line import SCENARIO, TABLE, refused, simctl, write_scenario
 
 from calibrate.datasheet import datasheet_profile
 from calibrate.model import load_model
-from simctl import main
 
-TABLE = "arrival,prompt_tokens,output_tokens\n" + "".join(f"{0.1 * i},{100 + i},{5 + i % 7}\n" for i in range(20))
-SCENARIO: dict[str, Any] = {
-    "trace": {"file": "trace.csv", "columns": {name: name for name in ("arrival", "prompt_tokens", "output_tokens")}},
-    "model": "Llama-3.1-8B",
-    "profile": "datasheet:h100-sxm-80gb",
-    "slo": {"ttft": 0.5},
-}
 TABLES = ("requests.parquet", "steps.parquet", "events.parquet")
 OUTPUTS = (*TABLES, "metrics.json", "scenario.yaml", "assumptions.json", "report.html")
 PATIENCE = 60.0  # seconds that something certain to happen may take on a busy machine
@@ -34,23 +26,9 @@ PATIENCE = 60.0  # seconds that something certain to happen may take on a busy m
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "trace.csv").write_text(TABLE)
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump(SCENARIO))
+    write_scenario(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def simctl(*arguments: str, code: int = 0) -> Result:
-    result = CliRunner().invoke(main, list(arguments))
-    assert result.exit_code == code, (result.output, result.exception)
-    return result
-
-
-def refused(*arguments: str) -> str:
-    """What a user's mistake says: one line."""
-    result = simctl(*arguments, code=2)
-    assert result.stderr.startswith("simctl: ") and result.stderr.count("\n") == 1 and not result.stdout
-    return result.stderr
 
 
 def command(*arguments: str) -> list[str]:
@@ -206,29 +184,6 @@ def test_a_scenario_that_is_not_there(here: Path) -> None:
     assert "nosuch.yaml: cannot be read" in refused("sweep", "nosuch.yaml", "-o", "out")
     (here / "s.yaml").write_text("trace: [")
     assert "s.yaml: not YAML" in refused("run", "s.yaml", "-o", "out")
-
-
-# diagnose --what-if.
-
-
-def test_what_if_ranks_remedies_and_goes_on(here: Path) -> None:
-    shown = simctl("diagnose", "s.yaml", "--what-if", "--workers", "1", "--set", "engine.max_num_seqs=1").stdout
-    assert "as it stands" in shown and "more sequences" in shown
-    folder = here / "runs" / "s-what-if"
-    assert shown.rstrip().endswith("runs/s-what-if/what-if.html")
-    written = {path.name for path in folder.iterdir()}
-    assert written == {"what-if.yaml", "points.jsonl", "what-if.json", "what-if.html"}
-    before = (folder / "points.jsonl").read_bytes()
-    simctl("diagnose", "s.yaml", "--what-if", "--set", "engine.max_num_seqs=1")
-    assert (folder / "points.jsonl").read_bytes() == before
-    assert "holds another what-if" in refused("diagnose", "s.yaml", "--what-if")
-
-
-def test_what_if_names_mistakes(here: Path) -> None:
-    assert "unknown" in refused("diagnose", "s.yaml", "--what-if", "--objective", "e2e.p98")
-    assert "engine.max_num_seqs" in refused("diagnose", "s.yaml", "--what-if", "--set", "engine.max_num_seqs=many")
-    assert "cannot be read" in refused("diagnose", "none.yaml", "--what-if")
-    assert not (here / "runs").exists()
 
 
 # sweep.

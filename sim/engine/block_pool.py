@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 # Evicted ids that a pool remembers, to say what had to be computed again for want of room; with more it forgets all.
-_REMEMBERED = 1 << 20
+_REMEMBERED = 1 << 17
 
 Ids = array  # physical numbers of blocks, always of typecode "i": copied without touching an object a block
 
@@ -276,8 +276,10 @@ class BlockPool:
         holding.runs, holding.tail, holding.blocks = [], Ids("i"), 0
 
     def forget(self) -> None:
-        """Evict everything; nobody holds a block."""
+        """Lose everything; nobody holds a block. No id was evicted for want of room: they are as if never seen."""
         self.take(self.total)
+        self._cached.clear()
+        self._evicted = 0
         self._enqueue(Span(Ids("i", range(self.total - 1, -1, -1))))
 
     def _enqueue(self, span: Span) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from calibrate.model import ModelShape
 from ground.errors import UserError
@@ -23,7 +23,7 @@ from sim.engine.activations import Activations
 from sim.engine.allocator import ALLOCATORS
 from sim.engine.allocator.allocator import Allocator, MemoryStats
 from sim.engine.allocator.caching import CachingAllocator
-from sim.engine.allocator.caching_settings import CachingSettings
+from sim.engine.allocator.caching_settings import MIN_BLOCK, CachingSettings
 from sim.engine.allocator.device import PAGE, SimulatedDevice
 from sim.engine.allocator.native import NativeAllocator
 from sim.engine.grown_kv import GrownKv
@@ -37,39 +37,75 @@ from sim.results.recorder import EventRecorder
 
 _GRAPHS = (0, 1)  # the private pool that all graphs share
 _RESTARTS_IN_VAIN = 3
+_LARGEST_DEVICE = 1 << 62  # a signed word of 64 bits
+LARGEST_TENSOR = 1 << 50  # 1 PiB: the sums over a run fit into such a word too
+_LARGEST_TOKEN = 1 << 40
+_LONGEST = 1e6  # seconds
+_LEAKS_A_MINUTE = 10_000  # each is allocated by itself
 
 
 class MemorySettings(Spec):
     allocator: str = Field(default="caching", description="one of `sim.engine.allocator.ALLOCATORS`, but not paged")
     settings: str = Field(default="", description="of the caching allocator, as PYTORCH_ALLOC_CONF")
     device_bytes: int | None = Field(
-        default=None, ge=PAGE, description="bytes of the allocator; what weights and KV pool leave if not given"
+        default=None,
+        ge=PAGE,
+        le=_LARGEST_DEVICE,
+        description="bytes of the allocator; what weights and KV pool leave if not given",
     )
     kv: Literal["pool", "grown"] = Field(
         default="pool", description="KV blocks in one preallocated tensor, or tensors that grow by a token a step"
     )
     empty_cache_every: int | None = Field(default=None, gt=0, description="answered requests between empty_cache()")
-    leak_per_request: int = Field(default=0, ge=0, description="bytes that each answered request leaves for good")
-    leak_per_minute: float = Field(default=0.0, ge=0, description="bytes a minute that are never freed")
-    leak_tensor_bytes: int = Field(default=1 << 20, gt=0, description="size of the tensors leaked with time")
-    retain_per_request: int = Field(default=0, ge=0, description="bytes kept for an answered request")
-    retain_per_token: int = Field(default=0, ge=0, description="the same for each of its tokens")
+    leak_per_request: int = Field(
+        default=0, ge=0, le=LARGEST_TENSOR, description="bytes that each answered request leaves for good"
+    )
+    leak_per_minute: float = Field(
+        default=0.0, ge=0, le=LARGEST_TENSOR, description="bytes a minute that are never freed"
+    )
+    leak_tensor_bytes: int = Field(
+        default=1 << 20, ge=MIN_BLOCK, le=LARGEST_TENSOR, description="size of the tensors leaked with time"
+    )
+    retain_per_request: int = Field(
+        default=0, ge=0, le=LARGEST_TENSOR, description="bytes kept for an answered request"
+    )
+    retain_per_token: int = Field(default=0, ge=0, le=_LARGEST_TOKEN, description="the same for each of its tokens")
     retained_requests: int | None = Field(
         default=None, gt=0, description="for how many answered requests they are kept; for all if not given"
     )
-    malloc_seconds: float | None = Field(default=None, ge=0, description="of a driver call that gives memory")
-    free_seconds: float | None = Field(
-        default=None, ge=0, description="of one that takes it back, for which the device must have come to rest"
+    malloc_seconds: float | None = Field(
+        default=None, ge=0, le=_LONGEST, description="of a driver call that gives memory"
     )
-    restart_seconds: float | None = Field(default=None, ge=0, description="until an engine that ran out serves again")
-    sample_every: float = Field(default=1.0, gt=0, description="seconds between rows of the memory table")
+    free_seconds: float | None = Field(
+        default=None,
+        ge=0,
+        le=_LONGEST,
+        description="of one that takes it back, for which the device must have come to rest",
+    )
+    restart_seconds: float | None = Field(
+        default=None, ge=0, le=_LONGEST, description="until an engine that ran out serves again"
+    )
+    sample_every: float = Field(
+        default=1.0, gt=0, le=1000 * _LONGEST, description="seconds between rows of the memory table"
+    )
+
+    @field_validator("settings")
+    @classmethod
+    def _known_settings(cls, text: str) -> str:
+        CachingSettings.parse(text)
+        return text
 
     @model_validator(mode="after")
     def _fit_the_allocator(self) -> MemorySettings:
         known = ALLOCATORS.keys() - {"paged"}  # whose pages have no addresses in a row, which a tensor needs
         if self.allocator not in known:
             raise ValueError(f"allocator is {self.allocator!r}; expected one of {', '.join(sorted(known))}")
-        CachingSettings.parse(self.settings)
+        tensors = self.leak_per_minute / self.leak_tensor_bytes
+        if tensors > _LEAKS_A_MINUTE:
+            raise ValueError(
+                f"leak_per_minute is {self.leak_per_minute:g} in tensors of {self.leak_tensor_bytes} bytes, "
+                f"{tensors:.0f} a minute; expected at most {_LEAKS_A_MINUTE}, by a larger leak_tensor_bytes"
+            )
         if self.allocator != "caching":
             for name in ("settings", "empty_cache_every"):
                 if getattr(self, name):
@@ -203,6 +239,9 @@ class DeviceMemory:
         settings, grown = self._settings, self._grown
         if self._kept.settle(now, self._take, self._give):
             self._version += 1
+        if grown is not None:
+            for request in plan.victims:
+                grown.drop(request.request_id, self._give)
         every = settings.empty_cache_every
         if every is not None and self._answered >= every and isinstance(self._allocator, CachingAllocator):
             self._answered = 0
@@ -261,10 +300,12 @@ class DeviceMemory:
         assert settings.restart_seconds is not None and settings.device_bytes is not None
         self._in_vain += 1
         if self._in_vain > _RESTARTS_IN_VAIN:
+            free = settings.device_bytes - self._allocator.stats().active
+            but = ", in no piece or segment that holds them" if free >= lacking else ""
             raise UserError(
-                f"engine.memory: out of memory at {now:.6g} s, {lacking} bytes more than the {settings.device_bytes} "
-                f"of device_bytes, and {_RESTARTS_IN_VAIN} restarts before it without an answer between them; expected "
-                "room for the steps of one request"
+                f"engine.memory: out of memory at {now:.6g} s: {lacking} bytes were asked for, and {free} of the "
+                f"{settings.device_bytes} of device_bytes are free{but}; {_RESTARTS_IN_VAIN} restarts before it, "
+                "without an answer between them; expected room for the steps of one request"
             )
         self._events.append(now, self._replica, "restart", seconds=settings.restart_seconds, amount=lacking)
         self._start(now + settings.restart_seconds)

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from pydantic import Field
 
 from ground.spec import Spec
+from sim.engine.device_memory import DeviceMemory
 from sim.engine.plan import Plan
 from sim.engine.request import Request
 from sim.engine.step_costs import StepCost
@@ -18,9 +19,9 @@ from sim.results.recorder import EventRecorder
 
 
 class HostWorkSettings(Spec):
-    per_step: float = Field(default=0.0, ge=0, description="seconds of every step")
-    per_running: float = Field(default=0.0, ge=0, description="seconds of a step for each request that runs")
-    per_session: float = Field(default=0.0, ge=0, description="seconds of a step for each session that is known")
+    per_step: float = Field(default=0.0, ge=0, le=1e6, description="seconds of every step")
+    per_running: float = Field(default=0.0, ge=0, le=1e6, description="seconds of a step for each request that runs")
+    per_session: float = Field(default=0.0, ge=0, le=1e6, description="seconds of a step for each known session")
     forget_after: float | None = Field(
         default=None,
         gt=0,
@@ -32,11 +33,17 @@ class HostWork:
     """A cost of steps (`sim.engine.step_costs.CostSource`).
 
     A session is known from the admission of its first request on; a request without one is one by itself. Who is
-    forgotten is looked up where the batch changes.
+    forgotten is looked up where the batch changes. An engine that is started anew knows no idle session any more;
+    those with requests under way are told to it again.
     """
 
-    def __init__(self, settings: HostWorkSettings, replica: int, events: EventRecorder) -> None:
+    def __init__(
+        self, settings: HostWorkSettings, replica: int, events: EventRecorder, memory: DeviceMemory | None = None
+    ) -> None:
+        """`memory`: for want of which the engine may be started anew."""
         self._settings = settings
+        self._memory = memory
+        self._starts = 1 if memory is None else memory.starts
         self._replica = replica
         self._events = events
         self._busy: dict[str, set[int]] = {}  # session → its requests under way
@@ -51,6 +58,10 @@ class HostWork:
         return len(self._busy) + len(self._idle)
 
     def begin(self, plan: Plan, now: float) -> StepCost:
+        if self._memory is not None and self._memory.starts != self._starts:
+            self._starts = self._memory.starts
+            self._idle.clear()
+            self._changed = True
         if self._changed or plan.chunks or plan.preempted or plan.decodes != self._decodes:
             self._changed, self._decodes = False, plan.decodes
             self._meet(plan)

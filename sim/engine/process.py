@@ -221,10 +221,13 @@ class Engine:
     def _step(self, plan: Plan | GroupPlan) -> float:
         if isinstance(plan, GroupPlan):
             seconds = self._step_times.group_step(plan.batches) if plan.chunks or plan.decodes else 0.0
-            return seconds + max(self._copies(own) for own in plan.plans if own is not None)
+            self._copy_seconds = max(self._copies(own) for own in plan.plans if own is not None)
+            return seconds + self._copy_seconds
         prefills = [(chunk.tokens, chunk.start) for chunk in plan.chunks]
         seconds = self._step_times.step(prefills, plan.decodes, plan.kv_tokens, plan.spread)
         cost = self._cost
+        if cost.padding:
+            seconds += cost.padding
         if cost.host:
             sequences = plan.decodes + len(prefills)
             extra = sum(new for new, _ in prefills) - len(prefills)

@@ -9,19 +9,16 @@ The rules are vLLM V1's (`vllm/v1/core/sched/scheduler.py`): one token budget a 
 admission, then waiting ones; prompts may be computed in chunks; when blocks run out somebody is preempted, his blocks
 are freed and his tokens recomputed later; nobody is admitted in a step that preempted.
 
-The work of a step does not grow with the batch. All decoding requests advance together, so they are counted, not
-visited: a request that decodes has computed `offset + step` tokens; the blocks that a step needs follow from how many
-requests stand at a block's edge (`_at_edge`); and who finishes next is the top of a heap. Only where the budget or the
-blocks do not suffice for all are the running requests visited in order.
+The work of a step does not grow with the batch: decoding requests are counted, not visited (`decode_batch.py`). Only
+where the budget or the blocks do not suffice for all are the running requests visited in order.
 """
 
-from heapq import heappop, heappush
 from operator import attrgetter
 
 from calibrate.skew import Spread
 from sim.engine.block_pool import BlockPool
 from sim.engine.config import EngineConfig
-from sim.engine.context_spread import ContextSpread
+from sim.engine.decode_batch import DecodeBatch
 from sim.engine.kv_pool import make_pool, new_holding
 from sim.engine.plan import Chunk, Plan
 from sim.engine.request import Request
@@ -38,7 +35,6 @@ class Scheduler:
     def __init__(self, config: EngineConfig, *, spread: bool = True) -> None:
         """`spread`: whether plans say how unequal the decoding contexts are, which some step times do not ask."""
         self.config = config
-        self._spread = ContextSpread() if spread else None
         self._size = config.block_size
         self.pool = make_pool(config)
         self.swap = SwapSpace(config.swap_blocks)
@@ -50,17 +46,10 @@ class Scheduler:
         self._waiting = make_queue()
         self._running: dict[Request, None] = {}  # in order of admission
         self._prefilling: dict[Request, None] = {}  # those of them whose prompt is not computed yet
+        self._batch = DecodeBatch(self.pool, self._size, spread=spread)  # the others, but for the ended
         self._admissions = 0
         self._chunk_limit = config.long_prefill_token_threshold or config.max_num_batched_tokens
-
-        self._step = 0
-        self._decodes = 0
-        self._kv_tokens = 0  # computed tokens of all decoding requests, summed
         self._ended: set[Request] = set()  # with their last token under way
-        self._at_edge = [0] * config.block_size  # [s % block_size]: how many need a new block at step s
-        self._unsettled = self.pool.take(0)  # blocks of decoding requests, not yet said whose
-        self._finishing: list[tuple[int, int, Request]] = []  # heap of (finish_step, admission, request)
-        self._latest_decoder = 0  # no decoding request was admitted after this one
 
     @property
     def running_count(self) -> int:
@@ -80,7 +69,7 @@ class Scheduler:
         """Of the running requests, in the KV cache."""
         prefilling = sum(request.computed for request in self._prefilling)
         ended = sum(request.prompt_tokens + request.output_tokens - 1 for request in self._ended)
-        return self._kv_tokens + prefilling + ended
+        return self._batch.kv_tokens + prefilling + ended
 
     def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
         """Whether such a request can run when it is alone. Its last token is never computed."""
@@ -125,25 +114,7 @@ class Scheduler:
         """
         if plan.chunks or plan.starved or plan.preempted:
             return 1
-        finishing = self._finishing
-        while finishing[0][2].finish_step != finishing[0][0]:
-            heappop(finishing)  # it was preempted or delayed
-        steps = finishing[0][0] - self._step + 1
-        free = self.pool.free
-        size = self._size
-        # Every sequence crosses one block edge in each `block_size` steps.
-        whole = (steps - 1) // size
-        if self._decodes * (whole + 1) <= free:
-            return steps
-        whole = min(whole, free // self._decodes)
-        free -= whole * self._decodes
-        reach = whole * size + 1
-        while reach < steps:
-            free -= self._at_edge[(self._step + reach) % size]
-            if free < 0:
-                break
-            reach += 1
-        return reach
+        return self._batch.horizon(self.pool.free)
 
     def finish(self, plan: Plan, now: float, steps: int = 1) -> list[Request]:
         """The plan has run, `steps` times over (at most its `horizon`); it ended at `now`. Returns who finished."""
@@ -152,19 +123,7 @@ class Scheduler:
 
     def advance(self, plan: Plan, steps: int = 1) -> None:
         """Count what the plan computes, `steps` times over, as computed: the next `schedule` goes on from there."""
-        if steps > 1:
-            self._take_edges(steps)
-        self._step += steps
-        self._kv_tokens += plan.decodes * steps
-        for request in plan.starved:
-            self._delay(request)
-        finishing = self._finishing
-        while finishing and finishing[0][0] < self._step:
-            finish_step, _, request = heappop(finishing)
-            if request.finish_step == finish_step:
-                self._stop_decoding(request, self._step)
-                request.generated = request.output_tokens
-                plan.ending.append(request)
+        self._batch.advance(plan, steps)
         for chunk in plan.chunks:
             request = chunk.request
             request.computed = chunk.start + chunk.tokens
@@ -178,7 +137,7 @@ class Scheduler:
                 if request.generated == request.output_tokens:
                     plan.ending.append(request)
                 else:
-                    self._start_decoding(request)
+                    self._batch.start(request)
         if plan.ending:
             plan.ending.sort(key=_admission)  # their blocks enter the queue in this order
             self._ended.update(plan.ending)
@@ -247,12 +206,12 @@ class Scheduler:
 
     def context(self, request: Request) -> int:
         """Tokens of a decoding request in the KV cache before the step that is scheduled."""
-        return request.offset + self._step
+        return self._batch.context(request)
 
     def block_table(self, request: Request) -> list[int]:
         """Physical ids of a running request's blocks, in token order, for the step that is scheduled."""
         if request not in self._prefilling:
-            self._settle(request, self.context(request) + 1)
+            self._batch.settle(request, self.context(request) + 1)
         return request.holding.block_table()
 
     # Running requests.
@@ -260,8 +219,9 @@ class Scheduler:
     def _grant_all(self) -> Plan | None:
         """Every running request gets what it asks; None, with nothing changed but idle sessions given up, if budget or
         blocks are too few."""
-        plan = Plan(self.config.max_num_batched_tokens - self._decodes)
-        blocks = self._at_edge[self._step % self._size]
+        batch = self._batch
+        plan = Plan(self.config.max_num_batched_tokens - batch.count)
+        blocks = batch.at_edge[batch.step % self._size]
         if not self._prefilling:
             if blocks > self.pool.free and not self._make_room(blocks):
                 return None
@@ -270,7 +230,7 @@ class Scheduler:
             for request in self._prefilling:
                 wanted = min(request.target - request.computed, self._chunk_limit)
                 tokens = min(wanted, plan.budget)
-                if tokens < wanted and request.admission < self._latest_decoder:
+                if tokens < wanted and request.admission < batch.latest_admission:
                     return None  # those who were admitted later must not be served first
                 if tokens:
                     plan.budget -= tokens
@@ -282,15 +242,15 @@ class Scheduler:
                 self.pool.hold(chunk.request.holding, chunk.start + chunk.tokens)
                 self.pool.cache_full_blocks(chunk.request.holding, chunk.start + chunk.tokens)
         if blocks:
-            self._unsettled += self.pool.take(blocks)
-        plan.decodes = self._decodes
-        plan.kv_tokens = self._kv_tokens
-        if self._spread is not None:
-            plan.spread = self._spread.at(self._step, self._decodes)
+            batch.take(blocks)
+        plan.decodes, plan.kv_tokens = batch.count, batch.kv_tokens
+        if batch.spread is not None:
+            plan.spread = batch.spread.at(batch.step, batch.count)
         return plan
 
     def _grant_in_order(self) -> Plan:
         """Serve the running requests in order of admission, preempting while blocks are missing."""
+        batch = self._batch
         plan = Plan(self.config.max_num_batched_tokens)
         granted: dict[Request, int] = {}
         blocked = False
@@ -306,7 +266,7 @@ class Scheduler:
                     plan.starved.append(request)
                 continue
             if decoding:
-                missing = int(computed % self.config.block_size == 0)
+                missing = int(computed % self._size == 0)
             else:
                 missing = self.pool.blocks_missing(request.holding, computed + tokens)
             if missing > self.pool.free:
@@ -320,7 +280,7 @@ class Scheduler:
                 blocked = True  # it gave up its own blocks; vLLM ends the round here
                 continue
             if decoding:
-                self._unsettled += self.pool.take(missing)
+                batch.take(missing)
             else:
                 self.pool.hold(request.holding, computed + tokens)
             plan.budget -= tokens
@@ -332,11 +292,11 @@ class Scheduler:
                 plan.chunks.append(Chunk(request, request.computed, tokens))
         # A victim may have been left out before it was chosen.
         plan.starved = [request for request in plan.starved if request in self._running]
-        plan.decodes = self._decodes - len(plan.starved)
-        plan.kv_tokens = self._kv_tokens - sum(self.context(request) for request in plan.starved)
-        if self._spread is not None and not plan.starved:
-            plan.spread = self._spread.at(self._step, self._decodes)
-        elif self._spread is not None and plan.decodes:
+        plan.decodes = batch.count - len(plan.starved)
+        plan.kv_tokens = batch.kv_tokens - sum(self.context(request) for request in plan.starved)
+        if batch.spread is not None and not plan.starved:
+            plan.spread = batch.spread.at(batch.step, batch.count)
+        elif batch.spread is not None and plan.decodes:
             contexts = [self.context(request) for request in self.decoding(plan)]
             plan.spread = Spread(sum(context * context for context in contexts), max(contexts))
         return plan
@@ -363,8 +323,7 @@ class Scheduler:
             del self._prefilling[request]
         else:
             computed = self.context(request)
-            request.generated = request.output_tokens - (request.finish_step - self._step + 1)
-            self._stop_decoding(request, self._step, granted)
+            self._batch.stop(request, granted)
         request.repeats_until = max(request.repeats_until, computed)
         if saving is not None:
             blocks = -(-computed // self._size)
@@ -411,60 +370,3 @@ class Scheduler:
                 plan.swapped_in = [*plan.swapped_in, copy]
             plan.budget -= tokens
             plan.chunks.append(Chunk(request, start, tokens))
-
-    # Decoding, counted.
-
-    def _start_decoding(self, request: Request) -> None:
-        """From the next step on; its prompt is computed and its next token known."""
-        request.offset = request.target - self._step
-        request.finish_step = self._step - 1 + request.output_tokens - request.generated
-        heappush(self._finishing, (request.finish_step, request.admission, request))
-        self._at_edge[-request.offset % self.config.block_size] += 1
-        self._decodes += 1
-        self._kv_tokens += request.target
-        if self._spread is not None:
-            self._spread.add(request)
-        self._latest_decoder = max(self._latest_decoder, request.admission)
-
-    def _stop_decoding(self, request: Request, step: int, granted: int = 0) -> None:
-        """It has computed `offset + step` tokens, and has blocks for `granted` more."""
-        computed = request.offset + step
-        self._at_edge[-request.offset % self.config.block_size] -= 1
-        self._decodes -= 1
-        self._kv_tokens -= computed
-        if self._spread is not None:
-            self._spread.remove(request)
-        request.finish_step = -1
-        self._settle(request, computed + granted)
-        self.pool.cache_full_blocks(request.holding, computed)
-
-    def _delay(self, request: Request) -> None:
-        """It was left out of a step that the others ran."""
-        size = self.config.block_size
-        self._at_edge[-request.offset % size] -= 1
-        if self._spread is not None:
-            self._spread.remove(request)
-        request.offset -= 1
-        if self._spread is not None:
-            self._spread.add(request)
-        self._at_edge[-request.offset % size] += 1
-        request.finish_step += 1
-        heappush(self._finishing, (request.finish_step, request.admission, request))
-
-    def _settle(self, request: Request, tokens: int) -> None:
-        """Say which of the unsettled blocks are this request's."""
-        missing = self.pool.blocks_missing(request.holding, tokens)
-        if missing > 0:
-            request.holding.tail += self._unsettled[-missing:]
-            del self._unsettled[-missing:]
-            request.holding.blocks += missing
-
-    def _take_edges(self, steps: int) -> None:
-        """Take the blocks of the steps after the first; those of the first were taken when it was scheduled."""
-        size = self._size
-        whole, rest = divmod(steps - 1, size)
-        first = self._step + 1
-        edges, first = self._at_edge, first % size
-        blocks = whole * self._decodes + sum(edges[first : first + rest]) + sum(edges[: max(0, first + rest - size)])
-        if blocks:
-            self._unsettled += self.pool.take(blocks)

@@ -16,15 +16,15 @@ computes every row of a prefill at the padded length, which is asked of the step
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from pydantic import Field, model_validator
 
 from calibrate.skew import Spread
 from ground.spec import Spec
-from sim.engine.device_memory import DeviceMemory
+from sim.engine.device_memory import LARGEST_TENSOR, DeviceMemory
 from sim.engine.plan import Plan
 from sim.engine.request import Request
 from sim.engine.step_costs import StepCost
@@ -41,12 +41,14 @@ class ShapeSettings(Spec):
     )
     sequence_buckets: Buckets = Field(default="none", description="the same for the sequences of sequences_and_longest")
     build_seconds: float | None = Field(
-        default=None, ge=0, description="of one shape, in which the engine stands still"
+        default=None, ge=0, le=1e6, description="of one shape, in which the engine stands still"
     )
-    build_bytes: int | None = Field(default=None, ge=0, description="of device memory that one shape keeps")
+    build_bytes: int | None = Field(
+        default=None, ge=0, le=LARGEST_TENSOR, description="of device memory that one shape keeps"
+    )
     keep: int | None = Field(default=None, gt=0, description="shapes kept, the last used; all if not given")
     eager_launch_seconds: float | None = Field(
-        default=None, ge=0, description="that a step takes longer for which nothing was built"
+        default=None, ge=0, le=1e6, description="that a step takes longer for which nothing was built"
     )
 
     @model_validator(mode="after")
@@ -73,6 +75,8 @@ class ShapeSettings(Spec):
 
 class PaddedTimes(Protocol):
     """What is asked of the step times for the rows of a padded prefill."""
+
+    extrapolated: Counter[str]
 
     def step(
         self, prefills: Sequence[tuple[int, int]], decodes: int, kv_tokens: int, spread: Spread | None = None
@@ -107,6 +111,7 @@ class ShapeCache:
         self._built: OrderedDict[Shape, int | None] = OrderedDict()  # → address of what it holds; the last used last
         self._starts = 1 if memory is None else memory.starts
         self._launching = 0.0  # seconds of the step under way, where it has no graph
+        self._padding = 0.0, 0  # seconds and tokens that it computes for nobody
 
     @property
     def built(self) -> int:
@@ -114,7 +119,7 @@ class ShapeCache:
         return len(self._built)
 
     def begin(self, plan: Plan, now: float) -> StepCost:
-        self._launching = 0.0
+        self._launching, self._padding = 0.0, (0.0, 0)
         if not plan.chunks and not plan.decodes:  # it only preempts
             return StepCost()
         if self._memory is not None and self._memory.starts != self._starts:
@@ -130,11 +135,15 @@ class ShapeCache:
             self._built.move_to_end(shape)
         else:
             once = self._build(shape, now)
-        return StepCost(once, self._padding_seconds(plan, shape))
+        self._padding = self._padding_of(plan, shape)
+        return StepCost(once, padding=self._padding[0])
 
     def end(self, start: float, steps: int) -> None:
         if self._launching:
             self._events.append(start, self._replica, "launch", seconds=self._launching * steps, amount=steps)
+        seconds, tokens = self._padding
+        if seconds:
+            self._events.append(start, self._replica, "padding", seconds=seconds, amount=tokens)
 
     def finished(self, request: Request, now: float) -> None:
         pass
@@ -177,23 +186,35 @@ class ShapeCache:
         )
         return settings.build_seconds
 
-    def _padding_seconds(self, plan: Plan, shape: Shape) -> float:
-        """What a padded prefill takes longer than its tokens.
+    def _padding_of(self, plan: Plan, shape: Shape) -> tuple[float, int]:
+        """Seconds that a padded prefill takes longer than its tokens, and how many tokens more it computes.
 
         Decoding sequences in it are rows of it too, and rows that stand for no request have nothing cached.
         """
         if self._settings.shape != "sequences_and_longest" or not plan.chunks:
-            return 0.0
+            return 0.0, 0
         rows, longest = shape
         cached = [chunk.start for chunk in plan.chunks]
         if plan.decodes:
             cached += [plan.kv_tokens // plan.decodes] * plan.decodes
         cached += [0] * (rows - len(cached))
-        padded = self._step_times.step([(longest, start) for start in cached], 0, 0)
-        own = self._step_times.step(
-            [(chunk.tokens, chunk.start) for chunk in plan.chunks], plan.decodes, plan.kv_tokens, plan.spread
-        )
-        return max(0.0, padded - own)
+        padded, outside = self._uncounted([(longest, start) for start in cached], 0, 0)
+        prefills = [(chunk.tokens, chunk.start) for chunk in plan.chunks]
+        own, counted = self._uncounted(prefills, plan.decodes, plan.kv_tokens, plan.spread)
+        # The engine asks for the step at its own size, which counts that; the padded one is what runs.
+        self._step_times.extrapolated.update(outside - counted)
+        tokens = rows * longest - plan.decodes - sum(new for new, _ in prefills)
+        return max(0.0, padded - own), tokens
+
+    def _uncounted(self, *step: Any) -> tuple[float, Counter[str]]:
+        """Seconds of a step, and what of it lies outside the measured grid, which is not counted as asked for."""
+        extrapolated = self._step_times.extrapolated
+        before = extrapolated.copy()
+        seconds = self._step_times.step(*step)
+        outside = extrapolated - before
+        extrapolated.clear()
+        extrapolated.update(before)
+        return seconds, outside
 
 
 def padded_step_size(step_times: PaddedTimes, plan: Plan) -> tuple[int, int]:

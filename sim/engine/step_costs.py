@@ -18,12 +18,15 @@ class StepCost(NamedTuple):
         host: the same of the host, hidden behind the device where the engine overlaps the two.
         restart: the step fails. It computes nothing and takes `once` seconds, in which the engine starts anew
             (`Scheduler.reset`); its `end` is not told.
+        padding: that this step's kernels take longer because it is padded, as part of what the device does while the
+            host prepares the next. Only of a step with a prefill, to which no other is equal.
     """
 
     once: float = 0.0
     each: float = 0.0
     host: float = 0.0
     restart: bool = False
+    padding: float = 0.0
 
     @property
     def steady(self) -> tuple[float, float]:
@@ -60,15 +63,16 @@ class StepCosts:
 
     def begin(self, plan: Plan, now: float) -> StepCost:
         """The sum of all. A source with which the step fails is the last one asked."""
-        once = each = host = 0.0
+        once = each = host = padding = 0.0
         for source in self._sources:
             cost = source.begin(plan, now)
             once += cost.once
             each += cost.each
             host += cost.host
+            padding += cost.padding
             if cost.restart:
                 return StepCost(once, restart=True)
-        return StepCost(once, each, host)
+        return StepCost(once, each, host, padding=padding)
 
     def end(self, start: float, steps: int) -> None:
         for source in self._sources:

@@ -161,6 +161,11 @@ def _check_fit(requests: pl.DataFrame, engine: EngineConfig) -> None:
     tokens = pl.col("prompt_tokens") + pl.col("output_tokens")
     if engine.max_model_len is not None:
         requests = requests.filter(tokens <= engine.max_model_len)
+    if engine.kv_cache and engine.reserved_blocks >= engine.kv_blocks:
+        raise UserError(
+            f"engine.reserved_blocks is {engine.reserved_blocks} and the KV pool has {engine.kv_blocks} blocks; "
+            "expected fewer, so that requests find any"
+        )
     # The last token is never computed, so it needs no place.
     budget, pool = engine.max_num_batched_tokens, (engine.kv_blocks - engine.reserved_blocks) * engine.block_size
     if not engine.enable_chunked_prefill and (budget < pool or not engine.kv_cache):

@@ -14,23 +14,29 @@ from sim.fleet.weight_eviction import EVICTIONS
 from sim.fleet.weights import Models
 
 _KEY = "fleet.weight_cache"
+_NAMED = 5  # models that a note lists
+
+Bytes = Annotated[int, Field(gt=0, le=1 << 50)]  # up to 1 PiB: the sum over a run's loads fits into 64 bits
 
 
 class WeightCacheSettings(Spec):
     capacity_bytes: PositiveInt | None = Field(
-        default=None, description="bytes of weights a host holds at once, those on their way included; any if not given"
+        default=None,
+        le=1 << 62,
+        description="bytes of weights a host holds at once, those on their way included; any if not given",
     )
     capacity_models: PositiveInt | None = Field(default=None, description="models it holds at once; any if not given")
-    model_bytes: PositiveInt | None = Field(
+    model_bytes: Bytes | None = Field(
         default=None, description="bytes of a model's weights; those of the scenario's model if not given"
     )
-    bytes_of: dict[str, PositiveInt] = Field(default={}, description="model name → bytes, where it differs from that")
-    load_bandwidth: PositiveFloat | Literal["unlimited"] = Field(
+    bytes_of: dict[str, Bytes] = Field(default={}, description="model name → bytes, where it differs from that")
+    load_bandwidth: Annotated[float, Field(ge=1.0, le=1e18)] | Literal["unlimited"] = Field(
         description="bytes/s at which a host loads weights, shared by the loads under way"
     )
     load_latency: float = Field(
         default=0.0,
         ge=0,
+        le=1e6,
         description="seconds of a load after the copy that no other load makes longer: the start of a process, the "
         "engine's initialisation, the capture of graphs",
     )
@@ -45,8 +51,10 @@ class WeightCacheSettings(Spec):
     )
     ttl: PositiveFloat | None = Field(default=None, description="idle seconds until weights are dropped; never if none")
     eviction: str = Field(default="lru", description="which idle weights give way where memory is short")
-    update_every: PositiveFloat | None = Field(
-        default=None, description="seconds until a model has a new version, which the next request for it loads"
+    update_every: float | None = Field(
+        default=None,
+        ge=1e-3,
+        description="seconds until a model has a new version, which the next request for it loads",
     )
     preload: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         default=(), description="models that every host holds when the run begins"
@@ -77,12 +85,14 @@ class WeightCacheSettings(Spec):
         if together > capacity:
             raise UserError(f"{_KEY}.preload: models of {together} bytes; expected at most capacity_bytes ({capacity})")
 
-    def assumptions(self, model: str, default_size: int, unnamed: int) -> list[Assumption]:
-        """`model`: the scenario's; `default_size`: bytes of weights; `unnamed`: requests that name no model."""
+    def assumptions(self, model: str, default_size: int, unnamed: int, asked: Sequence[str]) -> list[Assumption]:
+        """`model`: the scenario's; `default_size`: bytes of weights; `unnamed`: requests that name no model; `asked`:
+        the models of all requests."""
 
         def term(key: str, value: float | int | str, unit: str, given: bool, note: str) -> Assumption:
             return Assumption(f"{_KEY}.{key}", value, unit, "user" if given else "assumed", note)
 
+        asked_for = set(asked)
         given = self.model_bytes is not None
         size_note = "given in the scenario" if given else f"every model is taken to be a fine-tune of {model}"
         limits = [
@@ -118,6 +128,11 @@ class WeightCacheSettings(Spec):
         if self.preload:
             note = "on every host when the run begins; the time to load them is not counted"
             terms.append(term("preload", len(self.preload), "models", True, note))
+        for key, names in (("bytes_of", self.bytes_of), ("preload", self.preload)):
+            if idle := [name for name in names if name not in asked_for]:
+                more = ", ..." if len(idle) > _NAMED else ""
+                note = f"of {key}, for which no request asks: {', '.join(idle[:_NAMED])}{more}"
+                terms.append(term(f"{key}.unasked", len(idle), "models", True, note))
         if unnamed:
             terms.append(term("unnamed", unnamed, "requests", False, f"that name no model: they ask for {model}"))
         return terms

@@ -32,6 +32,7 @@ class Run:
     events: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=EVENTS))
     memory: pl.DataFrame | None = None  # where the device's memory was modelled
     sessions: pl.DataFrame | None = None  # where KV blocks were kept for idle sessions
+    has_events: bool = True  # else nobody wrote any down, and `events` is empty
 
 
 # Attribute of a run → the columns of its table, where it has one.
@@ -50,7 +51,8 @@ def write_run(folder: Path, run: Run, *, force: bool = False) -> None:
     with new_folder(folder, force=force) as partial:
         write_table(run.requests, REQUESTS, partial / "requests.parquet")
         write_table(run.steps, STEPS, partial / "steps.parquet")
-        write_table(run.events, EVENTS, partial / "events.parquet")
+        if run.has_events:
+            write_table(run.events, EVENTS, partial / "events.parquet")
         for name, columns in _OPTIONAL.items():
             if (table := getattr(run, name)) is not None:
                 write_table(table, columns, partial / f"{name}.parquet")
@@ -62,7 +64,7 @@ def write_run(folder: Path, run: Run, *, force: bool = False) -> None:
 
 
 def read_run(folder: Path) -> Run:
-    """Read what `write_run` wrote (the report aside).
+    """Read what `write_run` wrote (the report aside). A run that was written before there were events has none.
 
     Raises:
         UserError: a file is missing or unreadable, or a column is missing or of another type.
@@ -70,6 +72,8 @@ def read_run(folder: Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: is no folder; expected the output folder of a run")
+    events = folder / "events.parquet"
+    has_events = events.exists()
     return Run(
         requests=read_table(folder / "requests.parquet", REQUESTS),
         steps=read_table(folder / "steps.parquet", STEPS),
@@ -77,7 +81,8 @@ def read_run(folder: Path) -> Run:
         scenario=_read_text(folder / "scenario.yaml", yaml.safe_load, dict),
         assumptions=_read_assumptions(folder / "assumptions.json"),
         name=folder.resolve().name,
-        events=read_table(folder / "events.parquet", EVENTS),
+        events=read_table(events, EVENTS) if has_events else pl.DataFrame(schema=EVENTS),
+        has_events=has_events,
         **{
             name: read_table(folder / f"{name}.parquet", columns)
             for name, columns in _OPTIONAL.items()

@@ -24,6 +24,7 @@ def compute(
     gpu_hour_price: float | None,
     kv_blocks_total: int | None,
     memory: pl.DataFrame | None = None,
+    events: pl.DataFrame | None = None,
 ) -> dict[str, Any]:
     """The metrics of a run as a JSON-able dictionary; its dotted names are those of `metric_names.METRICS`.
 
@@ -42,7 +43,7 @@ def compute(
     - `kv`: share of all blocks of the fleet held by requests: time-weighted `mean` over `duration` and `peak` over
       the ends of steps; `blocks` is `kv_blocks_total`.
     - `prefix_hit_rate`: prompt tokens found in the prefix cache, of all prompt tokens of requests that were scheduled.
-    - `preemptions`: their number over all requests.
+    - `preemptions`: their number over all requests, those of engines that were started anew included.
     - `gpu_seconds`: `gpus` × `duration`; `cost.total`: that at `gpu_hour_price`, in the price's currency, and
       `cost.per_million_output_tokens`: per million output tokens of finished requests.
     - `decode_batch`: mean number of decoding sequences over the steps that decode.
@@ -53,8 +54,9 @@ def compute(
         requests, steps: tables with the columns of `sim.results.tables`.
         gpus: GPUs of the whole fleet; null where the server does not say.
         gpu_hour_price: price of one GPU for one hour.
-        kv_blocks_total: KV blocks of the whole fleet; null where the server does not say.
+        kv_blocks_total: KV blocks of the whole fleet; null where the server does not say, or there is no pool.
         memory: table of the devices' memory, where it was modelled.
+        events: what else happened; its restarts begin processes whose memory is empty.
     """
     finished = requests.filter(pl.col("status") == "finished")
     good = finished.filter(_meets(slo))
@@ -109,7 +111,7 @@ def compute(
             "per_million_output_tokens": _ratio(_product(cost, 1e6), output_tokens),
         },
         "decode_batch": _ratio(decoded, decode_steps),
-        **({} if memory is None else {"memory": memory_metrics.compute(memory, last)}),
+        **({} if memory is None else {"memory": memory_metrics.compute(memory, last, events)}),
         "busy": {
             "mean": float(np.mean(list(busy.values()))) if busy and duration else None,
             "replicas": busy,

@@ -43,7 +43,9 @@ EVENTS: dict[str, pl.DataType] = {
     "replica": pl.Int32(),
     "kind": pl.String(),  # one of `EVENT_KINDS`
     "request_id": pl.Int64(),
-    "seconds": pl.Float64(),  # that the step, or where there is a request_id the request, waited for it
+    # That the step, or where there is a request_id the request, waited for it. Host work and padding: that it took; of
+    # an engine that schedules ahead the host's work and the device's hide each other.
+    "seconds": pl.Float64(),
     "amount": pl.Int64(),
     "detail": pl.String(),
 }
@@ -53,12 +55,13 @@ EVENT_KINDS: dict[str, tuple[str, str]] = {
     "preempted": ("tokens", "a running request lost its blocks and waits to be admitted again"),
     "resumed": ("tokens", "it was admitted again"),
     "recomputed": ("tokens", "of a step's prefill: the request had them before it was preempted"),
-    "missed": ("tokens", "of a step's prefill: the prefix cache had held them, and evicted them"),
+    "missed": ("tokens", "of a step's prefill: the prefix cache had held them, and evicted them not long ago"),
     "copy": ("blocks", "KV blocks copied between device and host memory before a step"),
     "graph": ("bytes", "a shape met for the first time, or again after it was dropped, was captured or compiled"),
     "launch": ("steps", "kernels were launched one by one, for want of a graph of that shape"),
+    "padding": ("tokens", "rows and lengths of a step with a prefill were filled up to a shape that is built"),
     "allocator": ("bytes", "the device allocator asked the driver for memory or gave some back"),
-    "host": ("sessions", "host work beyond what a step takes with few sessions"),
+    "host": ("sessions", "work of the host beside a step's own: of every step, for each running request and session"),
     "restart": ("bytes", "out of memory: the engine was started anew"),
     "session_evicted": ("blocks", "the KV blocks kept for an idle session were given up"),
     "model_load": ("bytes", "a request waited for the weights of its model"),
@@ -87,8 +90,9 @@ SESSIONS: dict[str, pl.DataType] = {
     "turns": pl.Int32(),
     "first": pl.Float64(),  # its first turn was admitted
     "last": pl.Float64(),  # its last turn finished
+    # Blocks of a prefix that sessions share count for each of them.
     "peak_blocks": pl.Int32(),  # that it held at once, busy or idle
     "idle_block_seconds": pl.Float64(),  # blocks kept while idle, times seconds
-    "evictions": pl.Int32(),
+    "evictions": pl.Int32(),  # its kept blocks were given up: to make room, after `ttl`, beyond `max_sessions`, restart
     "missed_tokens": pl.Int64(),  # computed again because they had been evicted
 }

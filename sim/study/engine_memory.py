@@ -8,6 +8,7 @@ from calibrate.memory import working_memory
 from calibrate.model import ModelShape
 from calibrate.profile import Profile
 from ground.assumption import Assumption
+from ground.errors import UserError
 from sim.engine.config import EngineConfig
 from sim.engine.device_memory import MemorySettings
 from sim.engine.shape_cache import ShapeSettings
@@ -22,10 +23,29 @@ _CAPTURE_BYTES = round(0.48 * (1 << 30) / _CAPTURES)
 _OF_VLLM = "of a small model, vLLM issue 20264; another engine or model may take far longer"
 
 
+def has_pool(settings: EngineSettings) -> bool:
+    """Whether keys and values have a pool of blocks on the device."""
+    return settings.kv_cache and (settings.memory is None or settings.memory.kv == "pool")
+
+
 def unlimited_kv_blocks(settings: EngineSettings, model: ModelShape) -> int:
     """So many KV blocks that every sequence that may run at once finds room for the model's longest context."""
     longest = max(model.max_context, settings.max_model_len or 0)
     return settings.max_num_seqs * -(-longest // settings.block_size) + settings.reserved_blocks
+
+
+def check_contexts(settings: EngineSettings, model: ModelShape, requests: pl.DataFrame) -> None:
+    """Raises UserError: without a pool to limit it, a request is longer than anything the model was made for."""
+    if settings.memory is None or settings.memory.kv != "grown" or settings.max_model_len is not None:
+        return
+    too_long = requests.filter(pl.col("prompt_tokens") + pl.col("output_tokens") > model.max_context)
+    if len(too_long):
+        row = too_long.row(0, named=True)
+        raise UserError(
+            f"engine.memory.kv is grown and request {row['request_id']} has {row['prompt_tokens']} prompt + "
+            f"{row['output_tokens']} output tokens ({len(too_long)} such requests); expected at most the "
+            f"{model.max_context} of {model.name}; set engine.max_model_len to have them rejected"
+        )
 
 
 def resolve_memory(
@@ -41,7 +61,7 @@ def resolve_memory(
     found: dict[str, float | int] = {}
     assumptions: list[Assumption] = []
     if given.device_bytes is None:
-        pool = 0 if given.kv == "grown" else config.kv_blocks * config.block_size
+        pool = config.kv_blocks * config.block_size if has_pool(settings) else 0
         kv_bytes = pool * model.kv_bytes_per_token(settings.tensor_parallel)
         found["device_bytes"], terms = working_memory(profile, model, settings.tensor_parallel, kv_bytes)
         assumptions += terms
@@ -58,6 +78,9 @@ def resolve_memory(
         size = given.leak_tensor_bytes
         note = "size of the tensors that leak as time goes by; smaller ones may fragment more"
         assumptions.append(Assumption("engine.memory.leak_tensor_bytes", size, "bytes", "assumed", note))
+    if settings.swap_blocks:
+        note = "copies of preempted requests in host memory outlive a restart, as if another process held them"
+        assumptions.append(Assumption("engine.memory.swap_blocks", settings.swap_blocks, "blocks", "assumed", note))
     assumptions.append(
         Assumption(
             "engine.memory.activations",

@@ -22,4 +22,4 @@ class HostWeights:
         models = Models(size, settings.bytes_of, update_every=settings.update_every, seed=seed)
         settings.check_fit(models, asked)
         self.make: Callable[..., WeightCache] = partial(WeightCache, settings, models, asked)
-        self.assumptions: list[Assumption] = settings.assumptions(model.name, size, len(asked) - named)
+        self.assumptions: list[Assumption] = settings.assumptions(model.name, size, len(asked) - named, asked)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sim.engine.allocator.caching_settings import CachingSettings
 from sim.study.scenario import Scenario
 
 Settings = dict[str, Any]  # dotted keys of a scenario
@@ -98,18 +99,28 @@ def _few_shapes(scenario: Scenario) -> Settings:
     return _if(shapes is not None and shapes.keep is None, {"engine.shapes.keep": 64})
 
 
-def _pool_allocator(scenario: Scenario) -> Settings:
+def _caching_allocator(scenario: Scenario) -> Settings:
     memory = scenario.engine.memory
     return _if(memory is not None and memory.allocator == "native", {"engine.memory.allocator": "caching"})
 
 
+def _size_class_pool(scenario: Scenario) -> Settings:
+    memory = scenario.engine.memory
+    if memory is None or memory.allocator not in ("native", "caching"):
+        return {}
+    settings: Settings = {"engine.memory.allocator": "size_class"}
+    if memory.allocator == "caching":  # these keys are its own
+        settings |= {"engine.memory.settings": "", "engine.memory.empty_cache_every": None}
+    return settings
+
+
 def _expandable_segments(scenario: Scenario) -> Settings:
     memory = scenario.engine.memory
-    possible = memory is not None and memory.allocator == "caching" and "expandable_segments" not in memory.settings
-    if not possible or memory is None:
+    if memory is None or memory.allocator != "caching" or CachingSettings.parse(memory.settings).expandable_segments:
         return {}
-    settings = [memory.settings] if memory.settings else []
-    return {"engine.memory.settings": ",".join([*settings, "expandable_segments:True"])}
+    name = "expandable_segments"
+    others = [entry for entry in memory.settings.split(",") if entry.strip() and not entry.strip().startswith(name)]
+    return {"engine.memory.settings": ",".join([*others, f"{name}:True"])}
 
 
 def _empty_cache(scenario: Scenario) -> Settings:
@@ -186,10 +197,11 @@ REMEDIES: tuple[Remedy, ...] = (
     Remedy("admit whole prompts", "admit a request only where its whole prompt finds blocks", _reserve_prompt),
     Remedy("length buckets", "pad to powers of two, so that few shapes are ever met", _buckets),
     Remedy("few shapes kept", "keep the 64 most recent shapes", _few_shapes),
-    Remedy("caching allocator", "keep freed memory instead of giving it back to the driver", _pool_allocator),
+    Remedy("caching allocator", "keep freed memory instead of giving it back to the driver", _caching_allocator),
+    Remedy("size-class pool", "take all memory at once, and serve it in powers of two", _size_class_pool),
     Remedy("expandable segments", "let one segment grow instead of adding ever new ones", _expandable_segments),
     Remedy("empty_cache", "give cached memory back every 1,000 requests", _empty_cache),
-    Remedy("stop the leak", "release what is retained", _no_leak),
+    Remedy("stop the leak", "free what each request and each minute leaves behind for good", _no_leak),
     Remedy("bounded cache", "keep what is retained of the last 1,000 requests only", _bound_what_is_retained),
     Remedy("forget sessions", "drop the host's state of sessions idle for 10 minutes", _forget_sessions),
     Remedy("prefix-aware router", "send a request where its prefix is cached", _prefix_aware),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from calibrate.copy_law import CopyLaw
 from calibrate.latency import StepLatency
-from calibrate.memory import kv_block_count
+from calibrate.memory import kv_block_count, working_memory
 from calibrate.model import ModelShape, load_model
 from calibrate.parallelism import Parallelism
 from calibrate.profile import Profile, load_profile
@@ -20,7 +20,7 @@ from sim.engine.shape_cache import ShapeSettings
 from sim.fleet.fleet import Fleet, FleetRun
 from sim.results import metrics, weight_metrics
 from sim.results.folder import Run
-from sim.study.engine_memory import resolve_memory, resolve_shapes, unlimited_kv_blocks
+from sim.study.engine_memory import check_contexts, has_pool, resolve_memory, resolve_shapes, unlimited_kv_blocks
 from sim.study.host_weights import HostWeights
 from sim.study.scenario import EngineSettings, Scenario
 from sim.study.step_sources import StepSources
@@ -77,7 +77,11 @@ def deploy_profile(settings: EngineSettings, model: ModelShape, profile: Profile
     )
     assumptions = list(step_times.assumptions)
     blocks = settings.kv_blocks
-    if settings.memory is not None and settings.memory.kv == "grown":
+    if not settings.kv_cache:
+        blocks = unlimited_kv_blocks(settings, model)
+        if profile.device_memory is not None:
+            working_memory(profile, model, settings.tensor_parallel, 0)  # refuses what does not fit
+    elif settings.memory is not None and settings.memory.kv == "grown":
         blocks = unlimited_kv_blocks(settings, model)
         note = "no pool: a request's keys and values are tensors of its own, and memory alone limits them"
         assumptions.append(Assumption("engine.kv_blocks", blocks, "blocks", "assumed", note))
@@ -118,6 +122,7 @@ def _load_trace(source: str, seed: int) -> Trace:
 
 def run_fleet(scenario: Scenario, trace: Trace, deployment: Deployment) -> FleetRun:
     """The simulation alone. Raises UserError: a request can never run."""
+    check_contexts(scenario.engine, deployment.step_times.model, trace.requests)
     hosted = _host_weights(scenario, trace)
     sources = StepSources(
         scenario.engine, deployment.config, deployment.step_times, deployment.memory, deployment.shapes
@@ -164,6 +169,7 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
             for reason, count in trace.dropped.items()
         ),
     ]
+    blocks = deployment.config.kv_blocks * scenario.engine.data_parallel * scenario.fleet.replicas
     numbers = metrics.compute(
         result.requests,
         result.steps,
@@ -171,7 +177,8 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
         gpus=scenario.gpus,
         gpu_hour_price=scenario.gpu_hour_price,
         memory=result.memory,
-        kv_blocks_total=deployment.config.kv_blocks * scenario.engine.data_parallel * scenario.fleet.replicas,
+        events=result.events,
+        kv_blocks_total=blocks if has_pool(scenario.engine) else None,
     )
     if hosted is not None:
         numbers["weights"] = weight_metrics.compute(result.requests, result.events)

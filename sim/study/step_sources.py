@@ -42,8 +42,6 @@ class StepSources:
     def make(self, replica: int, events: EventRecorder) -> StepCosts | None:
         """Those of one replica; None where nothing of it is switched on."""
         sources: list[CostSource] = []
-        if self._settings.host_work is not None:
-            sources.append(HostWork(self._settings.host_work, replica, events))
         shapes: ShapeCache | None = None
         memory: DeviceMemory | None = None
 
@@ -54,6 +52,8 @@ class StepSources:
             tp = self._settings.tensor_parallel
             memory = DeviceMemory(self._memory, self._step_times.model, tp, replica, events, step_size)
             self._recorders.append(memory.recorder)
+        if self._settings.host_work is not None:
+            sources.append(HostWork(self._settings.host_work, replica, events, memory))
         if self._shapes is not None:
             limits = self._config.max_num_seqs, self._config.max_num_batched_tokens
             shapes = ShapeCache(self._shapes, self._step_times, limits, replica, events, memory)

@@ -44,11 +44,12 @@ class WhatIf:
     pairs: list[Trial]
 
     def gain(self, trial: Trial, metric: str) -> float | None:
-        """By how much a trial is better than the baseline, as a share of the baseline; negative: worse."""
+        """By how much a trial is better than the baseline, as a share of the baseline's size; negative: worse. Null
+        where one of them is not known, or the baseline is 0."""
         before, after = self.baseline.metrics.get(metric), trial.metrics.get(metric)
         if not before or after is None:
             return None
-        change = (after - before) / before
+        change = (after - before) / abs(before)
         return change if describe(metric).better == "larger" else -change
 
     @property
@@ -75,7 +76,7 @@ def what_if(
 
     Raises:
         UserError: the scenario is wrong or fails as it stands, no metric is called `objective`, or the folder holds
-            something else.
+            something else, such as the trials of other remedies.
     """
     open_what_if_folder(scenario, folder, objective)
     remedies = applicable(scenario_of(scenario, {}))
@@ -100,6 +101,7 @@ def what_if(
         if all(other.settings.get(key, value) == value for key, value in one.settings.items()):
             names.append((*one.remedies, *other.remedies))
             settings.append({**one.settings, **other.settings})
+    _remember(folder, "pairs.yaml", _trials_as_text(names[1 + len(alone) :], settings[1 + len(alone) :]))
     pairs = run()[1 + len(alone) :]
     found = WhatIf(objective, baseline, _ranked(found, alone), _ranked(found, pairs))
     (folder / "what-if.json").write_text(
@@ -109,15 +111,39 @@ def what_if(
 
 
 def open_what_if_folder(scenario: dict[str, Any], folder: Path, objective: str) -> None:
-    """Make `folder` that of these trials, unless it is already.
+    """Make `folder` that of these trials, unless it is already. `what-if.yaml` in it names the remedies and what each
+    of them sets: the log of points knows them by their place in this list only.
 
     Raises:
         UserError: it holds something else; no metric is called `objective`, or it cannot be improved.
     """
     if describe(objective).better == "neither":
         raise UserError(f"objective {objective}: is neither better large nor small, expected a metric to improve")
+    remedies = applicable(scenario_of(scenario, {}))
+    trials = _trials_as_text([(remedy.name,) for remedy, _ in remedies], [keys for _, keys in remedies])
     text = yaml.safe_dump({"objective": objective, "scenario": scenario}, sort_keys=False, allow_unicode=True)
-    open_folder(folder, "what-if.yaml", text)
+    open_folder(folder, "what-if.yaml", text + trials)
+
+
+def _trials_as_text(names: Sequence[tuple[str, ...]], settings: Sequence[Settings]) -> str:
+    trials = [{"remedies": list(name), "settings": keys} for name, keys in zip(names, settings, strict=True)]
+    return yaml.safe_dump({"trials": trials}, sort_keys=False, allow_unicode=True)
+
+
+def _remember(folder: Path, name: str, text: str) -> None:
+    """Write what the points that follow are, or see that those in the log are the same.
+
+    Raises:
+        UserError: they are not.
+    """
+    path = folder / name
+    if path.is_file():
+        if path.read_text(encoding="utf-8") != text:
+            raise UserError(f"{folder}: holds another what-if, with other {path.stem}; choose another folder")
+        return
+    partial = folder / f".{name}.partial"
+    partial.write_text(text, encoding="utf-8")
+    partial.rename(path)
 
 
 def _ranked(found: WhatIf, trials: Sequence[Trial]) -> list[Trial]:

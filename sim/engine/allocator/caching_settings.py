@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ground.errors import UserError
-
 MIN_BLOCK = 512  # every size is a multiple of it
 MIB = 1 << 20
+_LEAST_LARGE_MB = 20  # PyTorch's `kLargeBuffer`: neither size in MiB may be smaller
+_ITEM = re.compile(r"\s*([^\s,:\[\]]+)\s*:\s*(\[[^\[\]]*\]|[^\s,:\[\]]+)\s*(?:,|$)")
 # Powers of two that have divisions of their own: 1 MiB and all below, 2 MiB, ... 32 GiB and all above.
 _INTERVALS = 16
 _OF_HOST_MEMORY = (
@@ -18,6 +18,10 @@ _OF_HOST_MEMORY = (
     "pinned_reserve_segment_size_mb",
     "release_lock_on_cudamalloc",
 )
+
+
+class Refused(ValueError):
+    """A setting that PyTorch would refuse too; says which."""
 
 
 @dataclass(frozen=True)
@@ -46,30 +50,27 @@ class CachingSettings:
         """From the text of `PYTORCH_ALLOC_CONF`; settings that do not touch device memory are passed over.
 
         Raises:
-            UserError: an unknown setting or value.
+            ValueError: no name:value, an unknown setting, or a value that PyTorch refuses.
         """
         given: dict[str, object] = {"limit": limit}
-        for name, value in re.findall(r"([^\s,:\[\]]+)\s*:\s*(\[[^\]]*\]|[^,]*)", conf):
-            value = value.strip()
+        for name, value in _items(conf):
             try:
                 if name == "max_split_size_mb":
-                    given["max_split_size"] = int(value) * MIB
+                    given["max_split_size"] = _large_mb(name, value) * MIB
                 elif name == "max_non_split_rounding_mb":
-                    given["max_non_split_rounding"] = int(value) * MIB
+                    given["max_non_split_rounding"] = _large_mb(name, value) * MIB
                 elif name == "garbage_collection_threshold":
-                    given["garbage_collection_threshold"] = float(value)
+                    given["garbage_collection_threshold"] = _share(name, value)
                 elif name == "roundup_power2_divisions":
                     given["roundup_power2_divisions"] = _divisions(value)
                 elif name == "expandable_segments":
                     given["expandable_segments"] = {"True": True, "False": False}[value]
                 elif (name, value) != ("backend", "native") and name not in _OF_HOST_MEMORY:
-                    raise UserError(
-                        f"allocator settings: {name}:{value} is unknown; expected those of PyTorch's native backend"
-                    )
+                    raise Refused(f"{name}:{value} is unknown; expected those of PyTorch's native backend")
+            except Refused:
+                raise
             except (ValueError, KeyError) as error:
-                raise UserError(
-                    f"allocator settings: {name} is {value!r}; expected what PYTORCH_ALLOC_CONF takes"
-                ) from error
+                raise Refused(f"{name} is {value!r}; expected what PYTORCH_ALLOC_CONF takes") from error
         return cls(**given)  # type: ignore[arg-type]
 
     def splits(self, size: int) -> bool:
@@ -85,6 +86,32 @@ class CachingSettings:
         if divisions > 1 and size > MIN_BLOCK * divisions:
             return _next_division(size, divisions)
         return -(-size // MIN_BLOCK) * MIN_BLOCK
+
+
+def _items(conf: str) -> list[tuple[str, str]]:
+    """The pairs of name:value,name:value; like PyTorch's, they may end in a comma."""
+    items, at = [], 0
+    while conf[at:].strip():
+        found = _ITEM.match(conf, at)
+        if found is None:
+            raise Refused(f"{conf[at:].strip()!r} is no setting; expected name:value, such as max_split_size_mb:128")
+        items.append((found[1], found[2]))
+        at = found.end()
+    return items
+
+
+def _large_mb(name: str, value: str) -> int:
+    number = int(value)
+    if number < _LEAST_LARGE_MB:
+        raise Refused(f"{name} is {number}; expected at least {_LEAST_LARGE_MB}, as PyTorch does")
+    return number
+
+
+def _share(name: str, value: str) -> float:
+    number = float(value)
+    if not 0.0 < number < 1.0:
+        raise Refused(f"{name} is {value}; expected more than 0 and less than 1, as PyTorch does")
+    return number
 
 
 def _divisions(value: str) -> tuple[int, ...]:

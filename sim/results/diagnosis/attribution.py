@@ -1,10 +1,10 @@
 """Every second of every finished request's latency, by cause.
 
 A request waits by itself until it is first scheduled, and from each preemption until it is admitted again; where the
-engine was started anew meanwhile, it waits for that. In between
-it waits for the steps of its replica, whatever they compute and for whom: of each it gets the seconds of all causes,
-cut to the time that it was there. So the work is one running sum over a replica's steps a cause, looked up at the ends
-of each request's stay.
+engine was started anew meanwhile, it waits for that, unless it waited for the weights of its model. In between it waits
+for the steps of its replica, whatever they compute and for whom: of each it gets the seconds of all causes, cut to the
+time that it was there. So the work is one running sum over a replica's steps a cause, looked up at the ends of each
+request's stay.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ def attribute(requests: pl.DataFrame, events: pl.DataFrame, rows: RowCauses) -> 
             absent = _between(sums, values, *absence)
             if cause == "restart":  # nobody runs meanwhile
                 np.subtract.at(seconds["preempted"], owner[away], absent)
-                queued = _between(sums, values, _places(edges, arrival[own]), stay[0])
+                ready = np.minimum(arrival[own] + seconds["model_load"][own], scheduled[own])
+                queued = _between(sums, values, _places(edges, ready), stay[0])
                 queued = np.minimum(queued, seconds["queueing"][own])
                 seconds["queueing"][own] -= queued
                 seconds["restart"][own] += queued
@@ -101,16 +102,13 @@ def cause_columns(attributed: pl.DataFrame) -> list[str]:
 def preempted_intervals(finished: pl.DataFrame, events: pl.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """When requests had lost their blocks: (row of `finished`, from, until), each of shape (intervals,).
 
-    Who was preempted with its last token under way is not admitted again: then until it finished.
+    Each was admitted again: who loses them with its last token under way gets that all the same, and has no event.
     """
-    ids = finished.select("request_id", "finish", owner=pl.int_range(pl.len()))
+    ids = finished.select("request_id", owner=pl.int_range(pl.len()))
     moves = events.filter(pl.col("kind").is_in(["preempted", "resumed"])).join(ids, on="request_id")
     moves = moves.with_columns(nth=pl.int_range(pl.len()).over("request_id", "kind"))
     lost, again = (moves.filter(pl.col("kind") == kind) for kind in ("preempted", "resumed"))
-    again = again.select("request_id", "nth", until="time")
-    both = lost.join(again, on=["request_id", "nth"], how="left").with_columns(
-        until=pl.min_horizontal(pl.col("until").fill_null(pl.col("finish")), "finish")
-    )
+    both = lost.join(again.select("request_id", "nth", until="time"), on=["request_id", "nth"])
     both = both.filter(pl.col("until") > pl.col("time"))
     return both["owner"].to_numpy(), both["time"].to_numpy(), both["until"].to_numpy()
 

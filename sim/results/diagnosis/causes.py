@@ -33,7 +33,7 @@ CAUSES: dict[str, Cause] = {
     ),
     "model_load": Cause(
         "model load",
-        "while the weights of the request's model were loaded",
+        "while the request waited for the weights of its model",
         ("waiting", "model load"),
         (
             "fleet.weight_cache.ttl",

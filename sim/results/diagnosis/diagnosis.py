@@ -120,6 +120,8 @@ def diagnose(run: Run, times: StepLatency | None, *, measured: bool, simulated_w
         rows = row_causes(run, times, simulated=not measured and simulated_with)
         attributed = attribute(run.requests, run.events, rows)
         notes += rows.notes
+        if not run.has_events:
+            notes.append("the run has no table of events: preemptions, stalls and tokens computed again cannot be told")
     else:
         attributed = attribute_without_steps(run.requests)
         notes.append("the run has no table of its engine's steps: only before and after the first token can be told")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -43,6 +43,8 @@ def row_causes(run: Run, times: StepLatency, *, simulated: bool) -> RowCauses:
     parts = step_parts(times, StepRows(*(rows[name].to_numpy() for name in columns)))
     duration = (rows["end"] - rows["start"]).to_numpy()
     stalls = found.stalls(duration)
+    # Rows of a padded prompt that stand for no token are kernels as those of its tokens.
+    parts = replace(parts, prefill_weights=parts.prefill_weights + found.padding)
     core = np.maximum(duration - sum(stalls.values(), np.zeros(len(rows))), 0.0)
     notes, explained = [], None
     exact = simulated and times.parallelism.data == 1
@@ -99,6 +101,7 @@ class _Events:
         self.host = self._sum("host", "seconds")
         self.recomputed = self._sum("recomputed", "amount")
         self.missed = self._sum("missed", "amount")
+        self.padding = self._sum("padding", "seconds")
 
     def _sum(self, kind: str, column: str) -> np.ndarray:
         found = self._found.filter(pl.col("kind") == kind)

@@ -2,8 +2,8 @@
 
 A process a replica, with a track of its steps, one of what happened beside them and counters; and a process of sampled
 requests, each a track of its own with its phases. Times are microseconds. Long runs are thinned so that the file stays
-below some 20 MB: steps are merged in order, so that their track has no false gaps, events and counters are left out
-evenly, and requests are every k-th by arrival and the slowest. `otherData` says what was done.
+below some 20 MB: steps are merged in order, so that their track has no false gaps, events are left out evenly, counters
+evenly in each replica, and requests are every k-th by arrival and the slowest. `otherData` says what was done.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def timeline(run: Run, diagnosis: Diagnosis) -> dict[str, Any]:
             "run": run.name,
             "steps": f"{merged} rows of the steps table a slice" if merged > 1 else "every row of the steps table",
             "events": f"{len(events)} of {len(run.events)}",
-            "counters": f"at most {_COUNTS} points of {len(run.steps)} steps and {memory_rows} samples of memory",
+            "counters": f"at most {_COUNTS // 2} of {len(run.steps)} steps and of {memory_rows} samples of memory, "
+            "evenly in each replica",
             "requests": f"{len(sampled)} of {len(diagnosis.attributed)} finished ones, the slowest among them",
         },
     }
@@ -125,14 +126,14 @@ def _event_entries(events: pl.DataFrame) -> list[Entry]:
 def _counters(run: Run) -> list[Entry]:
     """Requests and KV blocks after each step; bytes where memory was modelled."""
     entries = []
-    steps = _thinned(run.steps.sort("end"), _COUNTS // 2)
+    steps = _thinned_by_replica(run.steps.sort("end"), _COUNTS // 2)
     for row in steps.iter_rows(named=True):
         at = {"ph": "C", "pid": row["replica"], "tid": 0, "ts": _instant(row["start"])}
         entries.append({**at, "name": "requests", "args": {"running": row["running"], "waiting": row["waiting"]}})
         blocks = {"ph": "C", "pid": row["replica"], "tid": 0, "ts": _instant(row["end"])}
         entries.append({**blocks, "name": "KV blocks", "args": {"held": row["kv_blocks"]}})
     if run.memory is not None:
-        for row in _thinned(run.memory, _COUNTS // 2).iter_rows(named=True):
+        for row in _thinned_by_replica(run.memory, _COUNTS // 2).iter_rows(named=True):
             at = {"ph": "C", "pid": row["replica"], "tid": 0, "ts": _instant(row["time"])}
             entries.append({**at, "name": "reserved bytes", "args": {"reserved": row["reserved"]}})
             entries.append({**at, "name": "allocated bytes", "args": {"allocated": row["allocated"]}})
@@ -185,6 +186,14 @@ def phases(request: dict[str, Any], away: list[tuple[float, float]]) -> list[tup
 
 def _thinned(table: pl.DataFrame, most: int) -> pl.DataFrame:
     return table.gather_every(-(-len(table) // most)) if len(table) > most else table
+
+
+def _thinned_by_replica(table: pl.DataFrame, most: int) -> pl.DataFrame:
+    """The first of each replica and every k-th after it: whose rows take turns are all thinned alike."""
+    if len(table) <= most:
+        return table
+    every = -(-len(table) // max(1, most - table["replica"].n_unique()))
+    return table.filter(pl.int_range(pl.len()).over("replica") % every == 0)
 
 
 def _instant(seconds: float) -> float:

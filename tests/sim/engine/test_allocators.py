@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ground.errors import UserError
 from sim.engine.allocator import ALLOCATORS
 from sim.engine.allocator.allocator import Event
 from sim.engine.allocator.caching import CachingAllocator
@@ -336,33 +335,6 @@ def test_a_private_pool_keeps_to_itself() -> None:
     allocator.abandon((0, 1))
     allocator.empty_cache()
     assert [event.address for event in events if event.action == "segment_free"] == [inside]
-
-
-@pytest.mark.parametrize(
-    ("divisions", "size", "rounded"),
-    [("4", 1200, 1536), ("4", 5000, 5120), ("8", 5000, 5120), ("4", 2048, 2048), ("2", 1025, 1536), ("1", 1300, 1536)],
-)
-def test_sizes_round_up_to_divisions_of_a_power_of_two(divisions: str, size: int, rounded: int) -> None:
-    assert CachingSettings.parse(f"roundup_power2_divisions:{divisions}").round(size) == rounded
-
-
-def test_settings_are_read_as_pytorch_reads_them() -> None:
-    conf = (
-        "max_split_size_mb:128, garbage_collection_threshold:0.6,"
-        "roundup_power2_divisions:[4:2,16:4,>:8],expandable_segments:True,pinned_use_background_threads:True"
-    )
-    parsed = CachingSettings.parse(conf, limit=GIB)
-    assert parsed == CachingSettings(
-        max_split_size=128 * MIB,
-        garbage_collection_threshold=0.6,
-        roundup_power2_divisions=(2, 2, 2, 0, 4, *[8] * 11),
-        expandable_segments=True,
-        limit=GIB,
-    )
-    assert CachingSettings.parse("backend:native") == CachingSettings.parse("") == CachingSettings()
-    for wrong in ("backend:cudaMallocAsync", "max_split_size_mb:x", "roundup_power2_divisions:3", "no_such:1"):
-        with pytest.raises(UserError, match="allocator settings: "):
-            CachingSettings.parse(wrong)
 
 
 def test_a_size_class_never_serves_another() -> None:

@@ -18,6 +18,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = BlockPool(BLOCKS, BLOCK)
         self.held: list[tuple[Holding, int]] = []  # with the tokens computed
         self.preempted: list[tuple[Holding, int]] = []
+        self.seen: set[int] = set()  # ids of all who were admitted since the pool forgot all
 
     @rule(group=st.integers(0, 2), common=st.integers(0, 5), tokens=st.integers(1, 48), own=st.integers(10, 10**9))
     def admit_new(self, group: int, common: int, tokens: int, own: int) -> None:
@@ -36,7 +37,10 @@ class PoolMachine(RuleBasedStateMachine):
         assert hit.tokens < tokens
         free = self.pool.free
         found = [block for span, used in zip(hit.spans, hit.used, strict=True) for block in span.ids[:used]]
+        seen, anew = self.seen.intersection(holding.keys), holding.cached_anew
         if self.pool.admit(holding, hit, tokens):
+            assert holding.cached_anew - anew <= len(seen) * holding.blocks_per_key, "only what was there can be missed"
+            self.seen.update(holding.keys)
             assert holding.block_table()[: len(found)] == found
             self.held.append((holding, tokens))
         else:
@@ -66,6 +70,15 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.release(holding, resumable_tokens=tokens)
         self.preempted.append((holding, tokens))
 
+    @rule()
+    def forget(self) -> None:
+        """The engine is started anew."""
+        while self.held:
+            self.preempt(0)
+        self.pool.forget()
+        self.seen = set()
+        assert all(not self.pool.find(holding, tokens).tokens for holding, tokens in self.preempted)
+
     @invariant()
     def every_block_is_somewhere_once(self) -> None:
         spans = {id(span): span for span in self.pool._queue}
@@ -89,6 +102,7 @@ class PoolMachine(RuleBasedStateMachine):
         for span in filter(None, self.pool._cached.values()):
             assert span.holders == count.get(id(span), 0)
         assert self.pool._evicted == list(self.pool._cached.values()).count(None)
+        assert self.seen.issuperset(self.pool._cached)
 
     def teardown(self) -> None:
         for holding, _ in self.held:
@@ -136,6 +150,25 @@ def test_the_start_of_a_long_id_outlives_its_end() -> None:
     pool.release(holding)
     pool.take(3)
     assert pool.find(Holding([7], 8), 40).tokens == 20
+
+
+def test_what_a_pool_forgets_was_not_evicted() -> None:
+    """Of three ids the last is evicted; after `forget` all three are new, whether they were evicted or not."""
+    for forgets, missed in ((False, 1), (True, 0)):
+        pool = BlockPool(4, 4)
+        first = Holding([1, 2, 3], 1)
+        assert pool.admit(first, pool.find(first, 12), 12)
+        pool.release(first)
+        other = Holding([8, 9], 1)
+        assert pool.admit(other, pool.find(other, 8), 8)
+        pool.release(other)
+        if forgets:
+            pool.forget()
+            assert pool.free == pool.total
+            assert not hit_tokens(pool, [1, 2, 3], 13)
+        again = Holding([1, 2, 3], 1)
+        assert pool.admit(again, pool.find(again, 12), 12)
+        assert again.cached_anew == missed
 
 
 def test_a_preempted_request_finds_its_own_tokens_and_nobody_else_does() -> None:

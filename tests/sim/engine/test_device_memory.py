@@ -1,8 +1,9 @@
 """Device memory inside the engine: exact where steps are leapt over, and grows, stays or runs out as worked by hand."""
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import polars as pl
 import pytest
@@ -16,6 +17,7 @@ from ground.errors import UserError
 from sim.engine.activations import Activations
 from sim.engine.config import EngineConfig
 from sim.engine.device_memory import DeviceMemory, MemorySettings
+from sim.engine.host_work import HostWork, HostWorkSettings
 from sim.engine.plan import Plan
 from sim.engine.shape_cache import ShapeCache, ShapeSettings
 from sim.engine.step_costs import CostSource, StepCosts
@@ -33,6 +35,8 @@ COSTS = {"malloc_seconds": 0.001, "free_seconds": 0.002, "restart_seconds": 30.0
 class PaddedSteps(LinearStepTimes):
     """Pads to nothing."""
 
+    extrapolated: ClassVar[Counter[str]] = Counter()  # stays empty: their law holds everywhere
+
     def computed_tokens(self, tokens: int, *, prefills: bool) -> int:
         return tokens
 
@@ -47,6 +51,7 @@ def run(
     leap: bool = True,
     times: LinearStepTimes = STEADY,
     replicas: int = 1,
+    host: HostWorkSettings | None = None,
     watch: Callable[[DeviceMemory, Plan], None] = lambda memory, plan: None,
 ) -> tuple[FleetRun, pl.DataFrame]:
     """The run, and its memory table."""
@@ -77,6 +82,8 @@ def run(
             limits = config.max_num_seqs, config.max_num_batched_tokens
             cache = ShapeCache(chosen, padded, limits, replica, events, own)
             sources = [cache, own]
+        if host is not None:
+            sources.insert(0, HostWork(host, replica, events, own))
         return StepCosts(sources)
 
     fleet = Fleet(trace, config, padded, replicas=replicas, costs=costs, leap=leap)
@@ -115,10 +122,13 @@ shape_choices = st.none() | st.fixed_dictionaries(
         "keep": st.sampled_from([None, 1, 3]),
     }
 )
+host_choices = st.none() | st.builds(
+    HostWorkSettings, per_session=st.sampled_from([0.001, 0.02]), forget_after=st.sampled_from([None, 0.5])
+)
 
 
 @settings(max_examples=120, deadline=None)
-@given(configs(block_size=4), traces(), memories, shape_choices, st.booleans(), st.integers(1, 2))
+@given(configs(block_size=4), traces(), memories, shape_choices, st.booleans(), st.integers(1, 2), host_choices)
 def test_leap_equals_step(
     config: EngineConfig,
     trace: pl.DataFrame,
@@ -126,11 +136,15 @@ def test_leap_equals_step(
     shapes: dict[str, Any] | None,
     law: bool,
     replicas: int,
+    host: HostWorkSettings | None,
 ) -> None:
+    trace = trace.with_columns(session=pl.format("of {}", pl.col("request_id") % 7))
+
     def both(leap: bool) -> tuple[FleetRun, pl.DataFrame] | str:
         times = LinearStepTimes(has_law=law)
         try:
-            return run(trace, config, memory, shapes, model=TINY, leap=leap, times=times, replicas=replicas)
+            return run(trace, config, memory, shapes, model=TINY, leap=leap, times=times, replicas=replicas,
+                       host=host)  # fmt: skip
         except UserError as error:
             return error.message
 
@@ -140,7 +154,7 @@ def test_leap_equals_step(
         return
     assert_frame_equal(leapt[0].requests, stepped[0].requests, check_exact=True)
     assert_frame_equal(leapt[1], stepped[1], check_exact=True)
-    kinds = pl.col("kind").is_in(["graph", "restart", "preempted"])
+    kinds = pl.col("kind").is_in(["graph", "restart", "preempted", "padding"])
     assert_frame_equal(leapt[0].events.filter(kinds), stepped[0].events.filter(kinds), check_exact=True)
     spent = [one[0].events.filter(pl.col("kind") == "allocator")["seconds"].sum() for one in (leapt, stepped)]
     assert spent[0] == pytest.approx(spent[1], rel=1e-9)
@@ -216,9 +230,23 @@ def test_a_leak_runs_out_when_worked_out_by_hand() -> None:
     assert (after["reserved"][-1], after["leaked"][-1]) == (0, 0)
 
 
+def test_a_process_that_starts_anew_knows_no_idle_session() -> None:
+    """The same five leaks; meanwhile two more requests come, which then run beside the one that met the fifth."""
+    trace = requests([(8, 2)] * 8, gap=10.0).with_columns(session=pl.format("s{}", pl.col("request_id")))
+    memory = {"leak_per_request": 20 * MIB, "device_bytes": 100 * MIB}
+    result, _ = run(trace, ALONE, memory, model=TINY, host=HostWorkSettings(per_session=0.001))
+    assert result.events.filter(pl.col("kind") == "restart")["time"].to_list() == [pytest.approx(50.0)]
+    known = result.events.filter(pl.col("kind") == "host")["amount"].to_list()
+    assert known == [n for n in (1, 2, 3, 4, 5, 3) for _ in range(2)]
+
+
 def test_what_no_restart_helps_is_said() -> None:
-    with pytest.raises(UserError, match=r"out of memory at 90 s, .* 3 restarts before it"):
-        run(requests([(1000, 4)], gap=1.0), ALONE, {"device_bytes": 4 * MIB})
+    """The hidden state of 1000 tokens finds no 20 MiB to be a part of, or no room beside the residual of that size."""
+    hidden = 1000 * 1024 * 4
+    for name, free, but in (("caching", 4 * MIB, ", in no piece or segment"), ("native", 4 * MIB - 4_096_000, "; 3 ")):
+        said = rf"at 90 s: {hidden} bytes were asked for, and {free} of the 4194304 of device_bytes are free{but}"
+        with pytest.raises(UserError, match=said):
+            run(requests([(1000, 4)], gap=1.0), ALONE, {"device_bytes": 4 * MIB, "allocator": name})
 
 
 def test_a_native_allocator_pays_for_every_tensor_of_every_step() -> None:
@@ -289,15 +317,22 @@ def test_lengthening_prompts_fragment_and_segments_that_grow_do_not() -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(configs(block_size=4), traces(), st.sampled_from(["caching", "native", "size_class"]))
-def test_a_grown_cache_holds_what_the_sequences_read(config: EngineConfig, trace: pl.DataFrame, name: str) -> None:
-    config = config.model_copy(update={"enable_prefix_caching": False, "swap_blocks": 0, "kv_blocks": 100_000})
+@given(configs(block_size=4), traces(), st.sampled_from(["caching", "native", "size_class"]), st.booleans())
+def test_a_grown_cache_holds_what_the_sequences_read(
+    config: EngineConfig, trace: pl.DataFrame, name: str, scarce: bool
+) -> None:
+    """Where blocks are scarce requests are preempted, and then hold nothing."""
+    config = config.model_copy(
+        update={"enable_prefix_caching": False, "swap_blocks": 0, "kv_blocks": 25 if scarce else 100_000}
+    )
     token = 2 * TINY.layers * TINY.kv_heads * TINY.head_dim * TINY.dtype_bytes
 
     def watch(memory: DeviceMemory, plan: Plan) -> None:
         grown = memory._grown
         assert grown is not None
         assert memory._allocator.stats().requested == grown.tokens * token
+        if not plan.chunks and not plan.decodes:  # it only preempts, and nothing grows
+            return
         read = sum(length - 1 for one, length in grown._growing if not any(
             chunk.request.request_id == one for chunk in plan.chunks))  # fmt: skip
         assert (read, len(grown._growing)) == (plan.kv_tokens, plan.decodes + len(plan.chunks))
@@ -324,6 +359,14 @@ def test_growing_tensors_fragment_the_cache() -> None:
         ({"allocator": "native"}, "expected malloc_seconds and free_seconds"),
         ({"allocator": "size_class", "settings": "expandable_segments:True"}, "settings is of the caching allocator"),
         ({"allocator": "native", "empty_cache_every": 5}, "empty_cache_every is of the caching allocator"),
+        ({"leak_tensor_bytes": 511}, "leak_tensor_bytes"),
+        ({"leak_per_minute": 1e7, "leak_tensor_bytes": 512}, "19531 a minute; expected at most 10000"),
+        ({"leak_per_request": 1 << 51}, "leak_per_request"),
+        ({"retain_per_token": 1 << 41}, "retain_per_token"),
+        ({"retain_per_request": 1 << 51}, "retain_per_request"),
+        ({"device_bytes": 1 << 63}, "device_bytes"),
+        ({"restart_seconds": 1e7}, "restart_seconds"),
+        ({"settings": "max_split_size_mb:19"}, "settings\n.*max_split_size_mb is 19"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], said: str) -> None:

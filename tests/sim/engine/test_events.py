@@ -1,8 +1,11 @@
 """What the events table says beside the steps: who was preempted, and which tokens were computed again and why."""
 
 import polars as pl
+import pytest
 from engine_workloads import LinearStepTimes, configs, traces
+from group_step_times import GroupStepTimes
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sim.engine.config import EngineConfig
 from sim.fleet.fleet import Fleet
@@ -44,6 +47,38 @@ def test_who_is_preempted_waits_until_he_is_admitted_again(config: EngineConfig,
         assert events["time"][-1] <= finish[request_id]
     told = result.events.filter(pl.col("kind") == "preempted")
     assert len(told) <= int(result.requests["preemptions"].sum())  # one with its last token under way does not wait
+
+
+@settings(max_examples=150, deadline=None)
+@given(configs(block_size=4), traces(), st.integers(1, 3), st.integers(24, 30), st.booleans())
+def test_copies_take_what_their_events_say(
+    config: EngineConfig, trace: pl.DataFrame, engines: int, blocks: int, leap: bool
+) -> None:
+    """One engine, or several in lock-step, whose steps take the same time but for the copies."""
+    update = {"kv_blocks": blocks, "swap_blocks": 1000, "enable_prefix_caching": False, "data_parallel": engines}
+    times = GroupStepTimes(base=0.1, per_token=0.0, per_kv=0.0, per_shared_token=0.0)
+    result = Fleet(trace, config.model_copy(update=update), times, leap=leap).run()
+    copies = result.events.filter(pl.col("kind") == "copy")
+    assert (copies["seconds"] > 0).all()
+    seconds = dict(copies.select("time", "seconds").iter_rows())
+    for row in result.steps.iter_rows(named=True):
+        # A step that only preempts: one engine asks this law, which has no idle step, and a group does not ask.
+        computes = row["prefill_tokens"] or row["decode_seqs"] or engines == 1
+        computing = 0.1 * row["steps"] if computes else 0.0
+        assert row["end"] - row["start"] == pytest.approx(computing + seconds.pop(row["start"], 0.0), abs=1e-9)
+    assert not seconds
+
+
+def test_engines_in_lock_step_copy_at_the_same_time() -> None:
+    """Each has two requests that need 25 blocks and more, and swaps one of them out with 48 tokens computed."""
+    columns = {"arrival": [0.0] * 4, "prompt_tokens": [30] * 4, "output_tokens": [40] * 4}
+    trace = pl.DataFrame({"request_id": range(4), **columns})
+    config = EngineConfig(
+        kv_blocks=25, block_size=4, enable_prefix_caching=False, swap_blocks=100, data_parallel=2
+    )  # fmt: skip
+    events = Fleet(trace, config, GroupStepTimes()).run().events.filter(pl.col("kind") == "copy")
+    assert events["amount"].to_list() == [24, 24]
+    assert events["seconds"].to_list() == pytest.approx([12 * 0.000_3, 12 * 0.000_2])
 
 
 def trace_of(prompts: list[list[int]]) -> pl.DataFrame:

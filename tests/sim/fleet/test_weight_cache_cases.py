@@ -203,6 +203,18 @@ def test_models_that_never_fit_are_refused(cache: dict[str, Any], said: str) -> 
         run(requests_for((0, "a"), (1, "b")), cache)
 
 
+def test_models_that_nobody_asks_for_are_said() -> None:
+    given = {"load_bandwidth": 1.0, "bytes_of": {"a": 5, "aa": 7}, "preload": ["b", "c"]}
+    terms = WeightCacheSettings.model_validate(given).assumptions("default", 100, 0, ["a", "b", "a"])
+    said = {term.name: (term.value, term.note) for term in terms if term.name.endswith("unasked")}
+    assert said == {
+        "fleet.weight_cache.bytes_of.unasked": (1, "of bytes_of, for which no request asks: aa"),
+        "fleet.weight_cache.preload.unasked": (1, "of preload, for which no request asks: c"),
+    }
+    terms = WeightCacheSettings.model_validate(given).assumptions("default", 100, 0, ["a", "aa", "b", "c"])
+    assert not [term for term in terms if term.name.endswith("unasked")]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -212,6 +224,12 @@ def test_models_that_never_fit_are_refused(cache: dict[str, Any], said: str) -> 
         ({"load_bandwidth": 1.0, "preload": ["a", "a"]}, "expected every model once"),
         ({"load_bandwidth": 1.0, "preload": ["a", "b"], "capacity_models": 1}, "expected at most 1"),
         ({"load_bandwidth": 1.0, "ttl": 0}, "greater than 0"),
+        ({"load_bandwidth": 1e-300}, "greater than or equal to 1"),
+        ({"load_bandwidth": 1.0, "model_bytes": 1 << 80}, "model_bytes"),
+        ({"load_bandwidth": 1.0, "bytes_of": {"a": 1 << 51}}, "bytes_of"),
+        ({"load_bandwidth": 1.0, "capacity_bytes": 1 << 63}, "capacity_bytes"),
+        ({"load_bandwidth": 1.0, "load_latency": 1e300}, "load_latency"),
+        ({"load_bandwidth": 1.0, "update_every": 1e-300}, "update_every"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(given: dict[str, Any], said: str) -> None:

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -11,7 +10,6 @@ from diagnosis_runs import Planted, simulated, step_latency, trace_of
 from engine_workloads import configs, traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from known_profile import MODEL, calls, decode, dense, host, per_sequence, prefill
 from run_tables import queue_run
 
 from calibrate.latency import StepLatency
@@ -144,94 +142,6 @@ def test_running_sums_are_the_direct_sum(case: tuple[Run, StepLatency, EngineCon
             assert request[cause] == pytest.approx(expected[cause], abs=1e-9 * request["e2e"] + 1e-12), cause
 
 
-class Asked(StepLatency):
-    """Remembers the prompts of every step."""
-
-    prompts: list[list[tuple[int, int]]]
-
-    def step(self, prefills: Any, decodes: int, kv_tokens: int, spread: Any = None) -> float:
-        if prefills:
-            self.prompts.append(list(prefills))
-        return super().step(prefills, decodes, kv_tokens, spread)
-
-
-@settings(max_examples=100, deadline=None)
-@given(configs(block_size=4), traces(), st.booleans(), st.sampled_from(HOSTS), st.booleans())
-def test_rows_are_taken_apart_as_they_were_made(
-    config: EngineConfig, trace: pl.DataFrame, overhead: bool, work: HostWorkSettings | None, leap: bool
-) -> None:
-    """By the law that the profile was made of, from the batches that the engine really ran."""
-    if config.async_scheduling and (overhead or work):
-        return  # see the test below
-    times = step_latency(config, overhead=overhead)
-    times.__class__, times.prompts = Asked, []  # type: ignore[attr-defined]
-    run = simulated(trace, config, times, host=work, leap=leap)
-    rows = row_causes(run, times, simulated=True)
-    prompts = iter(times.prompts)  # type: ignore[attr-defined]
-    zeros = np.zeros(len(rows.rows))
-    layers, by_tokens, by_sequence = MODEL.layers, calls(MODEL, "dense"), calls(MODEL, "per_sequence")
-    for index, row in enumerate(rows.rows.iter_rows(named=True)):
-        chunks = next(prompts) if row["prefill_tokens"] else []
-        decodes, steps = row["decode_seqs"], row["steps"]
-        tokens, sequences = decodes + sum(new for new, _ in chunks), decodes + len(chunks)
-        found = {cause: float(rows.seconds.get(cause, zeros)[index]) for cause in STEP_CAUSES}
-        if not tokens:
-            continue  # copies alone
-        token_wise = by_tokens * dense(tokens) * decodes / tokens + by_sequence * per_sequence(sequences) * (
-            decodes / sequences
-        )
-        assert found["decode_weights"] == pytest.approx(steps * token_wise, rel=1e-9)
-        contexts = [row["kv_tokens"] + i * decodes for i in range(steps)]
-        reads = sum(layers * decode(decodes, kv / decodes) for kv in contexts) if decodes else 0.0
-        assert found["decode_kv"] == pytest.approx(reads, rel=1e-6, abs=1e-9)
-        whole = by_tokens * dense(tokens) + by_sequence * per_sequence(sequences) - token_wise
-        own = whole + layers * sum(prefill(*chunk) for chunk in chunks) if chunks else 0.0
-        prompt_seconds = found["prefill"] + found["recompute"] + found["eviction_misses"]
-        # The surface between two chunks of the grid is linear in work, as the law is; below it, it is not quite.
-        if all(new >= 16 for new, _ in chunks):
-            assert prompt_seconds == pytest.approx(own, rel=1e-6, abs=1e-9)
-        if overhead and work is None:
-            assert found["host"] == pytest.approx(steps * host(sequences, tokens), rel=1e-6)
-
-
-def test_one_kernel_is_shared_by_what_each_takes_alone() -> None:
-    """A prompt arrives while others decode, and the profile's kernel serves both."""
-    config = EngineConfig(kv_blocks=400)
-    times = step_latency(config, mixed=True)
-    run = simulated(trace_of(6, gap=0.001, prompt=200, output=40), config, times)
-    rows = row_causes(run, times, simulated=True)
-    both = rows.rows.with_row_index().filter((pl.col("prefill_tokens") > 0) & (pl.col("decode_seqs") > 0))
-    assert len(both) > 2
-    for row in both.iter_rows(named=True):
-        index, decodes, tokens = row["index"], row["decode_seqs"], row["decode_seqs"] + row["prefill_tokens"]
-        sequences = decodes + row["prefill_seqs"]
-        kernels = calls(MODEL, "dense") * dense(tokens) + calls(MODEL, "per_sequence") * per_sequence(sequences)
-        attention = row["end"] - row["start"] - kernels
-        alone = decode(decodes, row["kv_tokens"] / decodes), row["prefill_seqs"] * prefill(200, 0)
-        share = attention * alone[0] / sum(alone)
-        assert rows.seconds["decode_kv"][index] == pytest.approx(share, rel=1e-6)
-        whole = rows.seconds["decode_weights"][index] + rows.seconds["decode_kv"][index]
-        assert rows.seconds["prefill"][index] == pytest.approx(row["end"] - row["start"] - whole, rel=1e-6)
-
-
-def test_the_host_is_hidden_behind_the_device() -> None:
-    """One sequence, whose context makes the kernels outlast the host from some step on."""
-    config = EngineConfig(kv_blocks=4000, async_scheduling=True, max_num_batched_tokens=8192)
-    times = step_latency(config, overhead=True)
-    kernels = times.decode_law(1)
-    assert kernels is not None
-    least = kernels.fixed + kernels.attention(2000)  # that the host takes: as long as a step half-way
-    work = HostWorkSettings(per_step=least - host(1, 1))
-    run = simulated(trace_of(1, gap=1.0, prompt=64, output=4000), config, times, host=work)
-    attributed = diagnose(run, times, measured=False).attributed
-    decoding = [kernels.fixed + kernels.attention(64 + i) for i in range(3999)]
-    prompt = calls(MODEL, "dense") * dense(64) + calls(MODEL, "per_sequence") * per_sequence(1)
-    prompt += MODEL.layers * prefill(64, 0)
-    shown = sum(max(0.0, least - seconds) for seconds in [prompt, *decoding])
-    assert 0 < shown < attributed["e2e"][0] / 2
-    assert attributed["host"][0] == pytest.approx(shown, rel=1e-6)
-
-
 def test_what_was_computed_again_is_told_apart() -> None:
     """Two requests that share too few blocks: one is preempted, and computed again."""
     config = EngineConfig(kv_blocks=25, block_size=4, enable_prefix_caching=False)
@@ -268,6 +178,41 @@ def test_a_wait_for_weights_is_no_queueing() -> None:
     found = diagnose(Run(late, steps, {}, {}, [], events=events), times, measured=False).attributed
     assert found["model_load"].to_list() == [0.0, 1.5, 0.0]
     assert found["queueing"].to_list() == pytest.approx([2.0, 0.5, 2.0])
+
+
+def test_a_wait_for_weights_is_no_wait_for_a_restart() -> None:
+    """Three arrive while the engine starts anew for 5 s. One waits for its weights until after that, one for part of
+    it, one not at all."""
+    config = EngineConfig(kv_blocks=100)
+    times = step_latency(config)
+    run = simulated(
+        trace_of(1, gap=0.0, prompt=20, output=5),
+        config,
+        times,
+        sources=lambda replica, events: [Planted(events, replica, "restart", 5.0)],
+    )
+    first = run.requests.row(0, named=True)
+    late = {name: first[name] + 10.0 for name in ("first_scheduled", "first_token", "finish")}
+    arrived = pl.DataFrame([{**first, **late, "request_id": i, "arrival": 1.0} for i in (1, 2, 3)], run.requests.schema)
+    arrived = arrived.with_columns(e2e=pl.col("finish") - pl.col("arrival"))
+    steps = pl.concat([run.steps, run.steps.with_columns(pl.col("start", "end") + 10.0)])
+    loads = [(1, 8.0), (2, 3.0)]  # the first 4 s of each wait lie in the restart
+    events = pl.DataFrame(
+        [
+            dict.fromkeys(EVENTS)
+            | {"time": 1.0, "replica": 0, "kind": "model_load", "request_id": request, "seconds": seconds}
+            for request, seconds in loads
+        ],
+        schema=EVENTS,
+    )
+    requests = pl.concat([run.requests, arrived])
+    found = diagnose(Run(requests, steps, {}, {}, [], events=pl.concat([run.events, events])), times, measured=False)
+    waited = found.attributed.filter(pl.col("request_id") > 0)
+    assert waited["model_load"].to_list() == [8.0, 3.0, 0.0]
+    # A part of it in proportion to the row, which also has the step's kernels.
+    restart = [0.0, 1.0, 4.0]
+    assert waited["restart"].to_list() == pytest.approx(restart, abs=0.1)
+    assert waited["queueing"].to_list() == pytest.approx([1.0, 5.0, 5.0], abs=0.1)
 
 
 def test_another_profile_is_noticed() -> None:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from browser import drawn_figures, show
 from click.testing import CliRunner, Result
-from diagnosis_runs import Planted, simulated, step_latency
+from diagnosis_runs import Planted, simulated, step_latency, trace_of
 from engine_workloads import configs, traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -167,6 +167,25 @@ def test_a_long_run_is_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
     covered = sum(entry["dur"] for entry in file["traceEvents"] if entry["ph"] == "X")
     assert covered == pytest.approx(1e6 * (run.steps["end"].max() - run.steps["start"].min()), rel=1e-6)  # no gaps
     assert file["otherData"]["requests"].startswith(f"{len(shown)} of 300")
+
+
+def test_the_counters_of_every_replica_are_thinned_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two replicas whose steps end in turn: every second row would be one replica's alone."""
+    config = EngineConfig(kv_blocks=200)
+    times = step_latency(config)
+    run = simulated(trace_of(40, gap=0.01, prompt=40, output=4), config, times, replicas=2)
+    rows = [dict.fromkeys(MEMORY, 5) | {"time": 0.1 * (i // 2), "replica": i % 2} for i in range(60)]
+    run.memory = pl.DataFrame(rows, schema=MEMORY)
+    monkeypatch.setattr(timeline_file, "_COUNTS", 40)
+    file = timeline(run, diagnose(run, times, measured=False))
+    shown: dict[str, list[int]] = defaultdict(list)
+    for entry in file["traceEvents"]:
+        if entry["ph"] == "C":
+            shown[entry["name"]].append(entry["pid"])
+    assert shown.keys() == {"requests", "KV blocks", "reserved bytes", "allocated bytes"}
+    for replicas in shown.values():
+        count = [replicas.count(replica) for replica in (0, 1)]
+        assert 10 <= sum(count) <= 20 and abs(count[0] - count[1]) <= 1
 
 
 @pytest.mark.parametrize(

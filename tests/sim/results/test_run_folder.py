@@ -14,6 +14,7 @@ from ground.errors import UserError
 from sim.results.folder import Run, read_run, write_run
 from sim.results.metrics import compute
 from sim.results.slo import Slo
+from sim.results.tables import EVENTS
 
 ASSUMPTIONS = [Assumption("engine.host_overhead", 0.0012, "s", "measured", "profile of a CPU"),
                Assumption("engine.preset", "vllm-0.19", "", "user", "scenario")]  # fmt: skip
@@ -86,6 +87,19 @@ def test_a_missing_or_broken_file_is_named(copy: Path, name: str) -> None:
         read_run(copy)
     (copy / name).unlink()
     with pytest.raises(UserError, match=rf"{name}: (is missing|cannot be read)"):
+        read_run(copy)
+
+
+def test_a_run_without_a_table_of_events_is_read(copy: Path, tmp_path: Path) -> None:
+    """As those are that were written before there was one; written again it has none either."""
+    assert read_run(copy).has_events
+    (copy / "events.parquet").unlink()
+    run = read_run(copy)
+    assert not run.has_events and run.events.is_empty() and dict(run.events.schema) == EVENTS
+    write_run(tmp_path / "again", run)
+    assert not (tmp_path / "again" / "events.parquet").exists()
+    (copy / "events.parquet").write_text("{")
+    with pytest.raises(UserError, match=r"events\.parquet: cannot be read"):
         read_run(copy)
 
 

@@ -126,6 +126,52 @@ def test_a_grown_cache_has_no_pool_and_all_the_memory_beside_the_weights() -> No
     run = simulate(scenario(memory={"kv": "grown"}, enable_prefix_caching=False))
     assert run.requests["status"].unique().to_list() == ["finished"]
     assert run.steps["steps"].max() == 1
+    assert run.metrics["kv"] == {"blocks": None, "mean": None, "peak": None}, "of a pool that is not there"
+
+
+def test_without_a_kv_cache_there_is_no_pool() -> None:
+    """All the memory beside the weights is for the steps."""
+    deployment, said = deployed({"memory": {}, "kv_cache": False})
+    grown, _ = deployed({"memory": {"kv": "grown"}, "enable_prefix_caching": False})
+    assert deployment.memory is not None and grown.memory is not None
+    assert deployment.memory.device_bytes == grown.memory.device_bytes
+    assert not [name for name in said if "kv_blocks" in name]
+    run = simulate(scenario(memory={}, kv_cache=False))
+    assert run.metrics["kv"] == {"blocks": None, "mean": None, "peak": None}
+    small = replace(datasheet_profile(DEVICE, MODEL, 1), device_memory=15 << 30)
+    with pytest.raises(UserError, match="leave nothing for a step"):
+        deploy_profile(EngineSettings.model_validate({"kv_cache": False}), MODEL, small)
+
+
+def test_a_grown_cache_takes_no_request_longer_than_the_model_reads() -> None:
+    lengths = {"trace.synth.lengths.prompt": {"distribution": "constant", "value": MODEL.max_context}}
+    grown = {"memory": {"kv": "grown"}, "enable_prefix_caching": False, "max_num_batched_tokens": 8192}
+    engine = {f"engine.{key}": value for key, value in grown.items()}
+    with pytest.raises(UserError, match=r"request 0 has 131072 prompt \+ .* expected at most the 131072 of Llama"):
+        simulate(make_scenario(SCENARIO, lengths | engine, Path(), "it"))
+    limited = make_scenario(SCENARIO, lengths | engine | {"engine.max_model_len": 1000}, Path(), "it")
+    assert simulate(limited).requests["status"].unique().to_list() == ["rejected"]
+
+
+def test_copies_that_outlive_a_restart_are_said() -> None:
+    engine = {"memory": {}, "swap_blocks": 7, "host_bandwidth": 1e10}
+    assert "outlive a restart" in deployed(engine)[1]["engine.memory.swap_blocks"].note
+    assert "engine.memory.swap_blocks" not in deployed({"memory": {}})[1]
+
+
+def test_memory_grows_by_its_leak_whatever_is_restarted() -> None:
+    """20 MiB a request, five requests a second, on a device that they fill in less than two minutes."""
+    requests = {"trace.synth.requests": 2000, "trace.synth.lengths.output": {"distribution": "constant", "value": 4}}
+    memory = {"leak_per_request": 20 << 20, "device_bytes": 12 << 30, "restart_seconds": 5}
+    engine = {"engine.memory": memory, "fleet.replicas": 1}
+    run = simulate(make_scenario(SCENARIO, requests | engine, Path(), "it"))
+    assert run.events.filter(pl.col("kind") == "restart").height >= 2
+    assert run.metrics["memory"]["growth"] == pytest.approx(5 * 60 * (20 << 20), rel=0.2)
+
+
+def test_a_pool_whose_blocks_are_all_reserved_is_refused() -> None:
+    with pytest.raises(UserError, match=r"engine.reserved_blocks is 100 and the KV pool has 10 blocks; expected fewer"):
+        simulate(scenario(kv_reservation="oracle", reserved_blocks=100, kv_blocks=10))
 
 
 def test_buckets_pad_the_steps() -> None:
@@ -142,7 +188,9 @@ def test_buckets_pad_the_steps() -> None:
         ({"memory": {}, "data_parallel": 2}, "memory is given and data_parallel is 2"),
         ({"memory": {"kv": "grown"}}, "expected enable_prefix_caching false"),
         ({"memory": {"kv": "grown"}, "enable_prefix_caching": False, "kv_blocks": 9}, "kv_blocks is 9"),
-        ({"memory": {"settings": "expandable:True"}}, "allocator settings: expandable:True is unknown"),
+        ({"memory": {"settings": "expandable:True"}}, "it: engine.memory.settings: expandable:True is unknown"),
+        ({"memory": {"settings": "max_split_size_mb:8"}}, "it: engine.memory.settings: max_split_size_mb is 8"),
+        ({"memory": {"settings": "expandable_segments"}}, "it: engine.memory.settings: .* expected name:value"),
         ({"memory": {"allocator": "paged"}}, "allocator is 'paged'; expected one of caching, native, size_class"),
         ({"memory": {"device_bytes": 1000}}, "memory.device_bytes"),
         ({"shapes": {}, "cudagraph_capture_sizes": [1, 2]}, "cudagraph_capture_sizes and shapes are both given"),

@@ -34,7 +34,7 @@ SCENARIO: dict[str, Any] = {
 # The second number of sequences exceeds the token budget, and no request fits one block: both fail, each its own way.
 STUDY = Study(
     scenario=SCENARIO,
-    parameters={"engine.max_num_seqs": [2, 5000], "engine.kv_blocks": [1, 100]},
+    parameters={"engine.max_num_seqs": [2, 5000], "engine.kv_blocks": [2, 100]},
     winners=2,
 )
 
@@ -52,7 +52,7 @@ def test_a_failing_point_is_recorded_and_the_rest_go_on(swept: Path) -> None:
     assert points["status"].to_list() == ["ok", "failed", "ok", "failed", "failed"]
     errors = points["error"].to_list()
     assert errors[0] is None and errors[2] is None
-    assert "can never run, the KV pool has 1 blocks of 16" in errors[1]
+    assert "can never run, the KV pool has 2 blocks of 16" in errors[1]
     assert errors[3] == errors[4] and "expected at least max_num_seqs (5000)" in errors[3]
     assert points["engine.max_num_seqs"].to_list() == [256, 2, 2, 5000, 5000]
     assert points["ttft.p99"].null_count() == 3

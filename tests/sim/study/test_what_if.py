@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from ground.errors import UserError
+from sim.study import what_if as what_if_module
 from sim.study.points import Point, run_point
 from sim.study.remedies import REMEDIES, applicable
 from sim.study.scenario import override, scenario_of
@@ -68,6 +69,38 @@ def test_a_remedy_makes_a_valid_scenario_and_is_then_no_longer_needed(name: str)
         assert again != settings, remedy.name
 
 
+@pytest.mark.parametrize(
+    "memory",
+    [{"allocator": "native"}, {"settings": "max_split_size_mb:64", "empty_cache_every": 10}],
+    ids=["native", "caching"],
+)
+def test_a_size_class_pool_takes_the_place_of_an_allocator_and_its_settings(memory: dict[str, Any]) -> None:
+    data = override(SCENARIO, {"engine.memory": {**MEMORY, **memory}}, "")
+    found = {remedy.name: settings for remedy, settings in applicable(scenario_of(data, {}))}
+    cured = scenario_of(data, found["size-class pool"])
+    run = simulate(cured)
+    assert run.memory is not None and run.memory["reserved"].n_unique() == 1  # one pool, taken at once
+    assert "size-class pool" not in {remedy.name for remedy, _ in applicable(cured)}
+
+
+@pytest.mark.parametrize(
+    ("given", "becomes"),
+    [
+        ("", "expandable_segments:True"),
+        ("expandable_segments:False", "expandable_segments:True"),
+        (
+            "roundup_power2_divisions:[256:1,>:4], expandable_segments:False",
+            "roundup_power2_divisions:[256:1,>:4],expandable_segments:True",
+        ),
+        ("expandable_segments:True", None),
+    ],
+)
+def test_segments_expand_where_they_do_not_yet(given: str, becomes: str | None) -> None:
+    scenario = scenario_of(SCENARIO, {"engine.memory": {"settings": given, **MEMORY}})
+    found = {remedy.name: settings for remedy, settings in applicable(scenario)}
+    assert found.get("expandable segments", {}).get("engine.memory.settings") == becomes
+
+
 def test_every_remedy_applies_somewhere() -> None:
     found = {remedy.name for sick in SICK.values() for remedy, _ in applicable(scenario_of(SCENARIO, sick))}
     assert found == {remedy.name for remedy in REMEDIES}
@@ -121,6 +154,22 @@ def test_the_same_call_goes_on_where_it_was(folder: Path, found: WhatIf, monkeyp
         what_if(SCENARIO, folder, objective="ttft.p99")
 
 
+def test_other_remedies_are_another_what_if(folder: Path, found: WhatIf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The log knows its points by number: under another list they would be taken for other remedies."""
+    before = (folder / "points.jsonl").read_bytes()
+    first, *others = applicable(scenario_of(SCENARIO, {}))
+    harder = first[0], {**first[1], "seed": 9}
+    for changed in (others, [*others, first], [harder, *others]):
+        monkeypatch.setattr(what_if_module, "applicable", lambda scenario, changed=changed: changed)
+        with pytest.raises(UserError, match="holds another what-if"):
+            what_if(SCENARIO, folder)
+    monkeypatch.undo()
+    monkeypatch.setattr(what_if_module, "PAIRED", 1)
+    with pytest.raises(UserError, match="holds another what-if, with other pairs"):
+        what_if(SCENARIO, folder)
+    assert (folder / "points.jsonl").read_bytes() == before
+
+
 def test_what_is_written_is_what_was_found(folder: Path, found: WhatIf, tmp_path: Path) -> None:
     written = json.loads((folder / "what-if.json").read_text())
     assert [entry["remedies"] for entry in written["alone"]] == [list(trial.remedies) for trial in found.alone]
@@ -143,9 +192,16 @@ def test_a_failing_remedy_comes_last_and_says_why() -> None:
     assert [found.gain(trial, "e2e.p99") for trial in found.alone] == [0.5, None]
 
 
+def test_a_gain_over_what_is_negative_has_the_right_sign() -> None:
+    """Reserved memory that falls by 5 bytes a minute: to fall by 10 is better, to rise by 5 is worse."""
+    falls = WhatIf("memory.growth", Trial((), {}, {"memory.growth": -5.0}, None), [], [])
+    gains = [falls.gain(Trial(("a",), {}, {"memory.growth": value}, None), "memory.growth") for value in (-10.0, 5.0)]
+    assert gains == [1.0, -2.0]
+
+
 def test_mistakes_are_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the scenario as it stands fails: .*can never run"):
-        what_if(override(SCENARIO, {"engine.kv_blocks": 1}, ""), tmp_path / "a")
+        what_if(override(SCENARIO, {"engine.kv_blocks": 2}, ""), tmp_path / "a")
     with pytest.raises(UserError, match="neither better large nor small"):
         what_if(SCENARIO, tmp_path / "b", objective="decode_batch")
     assert not (tmp_path / "b").exists()
