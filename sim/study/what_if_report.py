@@ -12,7 +12,7 @@ from ground.page import PALETTE, Page
 from sim.results.display import UNKNOWN, metric_text
 from sim.results.metric_names import describe
 from sim.study.remedies import REMEDIES
-from sim.study.what_if import Trial, WhatIf
+from sim.study.what_if import MEMORY, Trial, WhatIf
 
 _HEADER = "remedy"
 
@@ -36,7 +36,10 @@ def write_what_if(found: WhatIf, name: str, path: Path) -> None:
         f"{name}: what would help",
         f"Each remedy simulated alone and the best in pairs, ranked by {describe(found.objective).label}.",
     )
-    page.figure(_figure(found), "Gain over the scenario as it stands; to the left of zero it is a loss.")
+    page.figure(
+        _figure(found),
+        "Gain over the scenario as it stands; to the left of zero it is a loss. Memory stands in the tables.",
+    )
     page.heading("Alone")
     page.table([_HEADER, *_columns(found)], _rows(found, [found.baseline, *found.alone]))
     if found.pairs:
@@ -91,7 +94,7 @@ def _figure(found: WhatIf):  # type: ignore[no-untyped-def]  # plotly is importe
             orientation="h",
             marker={"color": PALETTE[index]},
         )
-        for index, metric in enumerate(found.shown)
+        for index, metric in enumerate(name for name in found.shown if name not in MEMORY)
     ]
     figure = Figure(bars)
     figure.update_layout(barmode="group", xaxis_title="gain, %", height=120 + 46 * len(names))
