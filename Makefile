@@ -34,7 +34,7 @@ types: install
 	$(BIN)/mypy
 
 unit: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # What takes minutes or measures time: slow tests, the simulator's speed, its error on real vLLM runs (where SIMCTL_DATA has
 # them), a day of sessions, and a real vLLM and a real OpenVINO GenAI where an interpreter has one.
