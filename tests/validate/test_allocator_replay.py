@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 from click.testing import CliRunner
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from ground.errors import UserError
@@ -115,7 +115,18 @@ def make_recording(first: list, second: list, chosen: CachingSettings) -> Record
     return Recording(pl.DataFrame(rows, schema=EVENTS, orient="row"), layout, stated)
 
 
+# A request that finds memory in a segment that grows, though its block is too large to be split, gives nothing back.
+LARGE_BLOCKS_GROW = CachingSettings(max_split_size=24 << 20, expandable_segments=True)
+LARGE_THEN_SMALL = [
+    ("allocate", 20971521, 1, ORDINARY),
+    ("free", 0),
+    ("empty_cache",),
+    ("allocate", 1048577, 1, ORDINARY),
+]
+
+
 @settings(max_examples=200, deadline=None)
+@example([], LARGE_THEN_SMALL, LARGE_BLOCKS_GROW)
 @given(moves, moves, chosen_settings)
 def test_the_same_rules_go_the_same_way(first: list, second: list, chosen: CachingSettings) -> None:
     recording = make_recording(first, second, chosen)

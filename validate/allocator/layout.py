@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import polars as pl
 
-from sim.engine.allocator.caching import LARGE_SEGMENT, SMALL_SEGMENT, CachingAllocator
-from sim.engine.allocator.segment import BlockState, GrowingSegment, Pool, SegmentState
+from sim.engine.allocator.caching import CachingAllocator
+from sim.engine.allocator.segment import LARGE_SEGMENT, SMALL_SEGMENT, BlockState, GrowingSegment, Pool, SegmentState
 
 _PENDING = ("active_pending_free", "active_awaiting_free")
 

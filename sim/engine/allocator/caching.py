@@ -11,15 +11,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from sim.engine.allocator.allocator import Event, MemoryStats
-from sim.engine.allocator.caching_settings import MIB, MIN_BLOCK, CachingSettings
+from sim.engine.allocator.caching_settings import MIN_BLOCK, CachingSettings
 from sim.engine.allocator.device import Device
-from sim.engine.allocator.segment import Block, FreeBlocks, GrowingSegment, Pool, SegmentState
-
-SMALL = MIB  # the largest request of the small pool
-SMALL_SEGMENT = 2 * MIB
-LARGE_SEGMENT = 20 * MIB
-_MIN_LARGE = 10 * MIB  # from here on a segment is as large as its request
-_ROUND_LARGE = 2 * MIB
+from sim.engine.allocator.segment import (
+    SMALL,
+    Block,
+    FreeBlocks,
+    GrowingSegment,
+    Pool,
+    SegmentState,
+    segment_size,
+)
 
 ORDINARY: Pool = (0, 0)  # others are private, to CUDA graphs say
 
@@ -91,7 +93,12 @@ class CachingAllocator:
     def reuses(self, size: int, stream: int = 0, pool: Pool = ORDINARY) -> bool:
         """Whether such a request would be served from what is cached."""
         rounded = self.settings.round(size)
-        return self._best(self._free_blocks(pool)[0 if rounded <= SMALL else 1], rounded, stream) is not None
+        free = self._free_blocks(pool)[0 if rounded <= SMALL else 1]
+        if self._best(free, rounded, stream) is not None:
+            return True
+        # A segment grows from a free block on, and by nothing where that is large enough.
+        room = self._cached_room(free, rounded, stream) if self.settings.expandable_segments else None
+        return room is not None and room.mapped and room.size >= rounded and self._within_limit(rounded)
 
     def adopt(self, segment: SegmentState) -> None:
         """Take over a segment that another allocator left; its blocks' ages are not known and begin now."""
@@ -161,7 +168,7 @@ class CachingAllocator:
             return next((block for block in candidates[1:] if block.growing is None), None)
         best = candidates[0]
         for block in candidates[1:]:
-            if best.growing is None or _with_room(block) >= _with_room(best):
+            if best.growing is None or block.with_room >= best.with_room:
                 break
             best = block
         return best
@@ -206,12 +213,11 @@ class CachingAllocator:
         return block
 
     def _new_block(self, free: FreeBlocks, size: int, stream: int, pool: Pool) -> Block | None:
-        bytes_ = segment_size(size)
-        limit = self.settings.limit
-        if limit is not None and self._stats.reserved + bytes_ > limit:
+        if not self._within_limit(size):
             return None
         if self.settings.expandable_segments:
             return self._grow(free, size, stream, pool)
+        bytes_ = segment_size(size)
         address = self._device.malloc(bytes_)
         if address is None:
             return None
@@ -221,6 +227,10 @@ class CachingAllocator:
         self._stats.device_mallocs += 1
         self._tell("segment_alloc", address, bytes_, stream)
         return block
+
+    def _within_limit(self, size: int) -> bool:
+        limit = self.settings.limit
+        return limit is None or self._stats.reserved + segment_size(size) <= limit
 
     def _release(self, block: Block) -> None:
         """Give a whole, free segment back."""
@@ -303,8 +313,8 @@ class CachingAllocator:
         free.remove(block)
         return block
 
-    def _room(self, free: FreeBlocks, size: int, stream: int, pool: Pool) -> Block:
-        """Where the lowest addresses begin that are free or unmapped and suffice; if nowhere, in a new segment."""
+    def _cached_room(self, free: FreeBlocks, size: int, stream: int) -> Block | None:
+        """Where the lowest addresses begin that are free or unmapped and suffice."""
         for block in free.unmapped(stream):
             first = block.prev if block.prev is not None and block.prev.is_free else block
             room, at = 0, first
@@ -313,10 +323,15 @@ class CachingAllocator:
                 at = at.next  # type: ignore[assignment]
             if room >= size:
                 return first
-        page = SMALL_SEGMENT if free.is_small else LARGE_SEGMENT
+        return None
+
+    def _room(self, free: FreeBlocks, size: int, stream: int, pool: Pool) -> Block:
+        """The same; if nowhere, in a new segment."""
+        if (room := self._cached_room(free, size, stream)) is not None:
+            return room
         # An eighth more addresses than the device has bytes: pages that were unmapped may be needed further on.
-        addresses = -(-(self._device.total + self._device.total // 8) // page) * page
-        growing = GrowingSegment(self._device.reserve(addresses), addresses, page)
+        addresses = -(-(self._device.total + self._device.total // 8) // free.page) * free.page
+        growing = GrowingSegment(self._device.reserve(addresses), addresses, free.page)
         block = Block(growing.address, growing.size, stream, free, growing)
         block.mapped = False
         self._heads[block.address] = (block, pool)
@@ -383,17 +398,3 @@ class CachingAllocator:
     def _tell(self, action: str, address: int, size: int, stream: int) -> None:
         if self._on_event is not None:
             self._on_event(Event(action, address, size, stream))
-
-
-def segment_size(size: int) -> int:
-    """Bytes of a new segment for a rounded request."""
-    if size <= SMALL:
-        return SMALL_SEGMENT
-    if size < _MIN_LARGE:
-        return LARGE_SEGMENT
-    return -(-size // _ROUND_LARGE) * _ROUND_LARGE
-
-
-def _with_room(block: Block) -> int:
-    following = block.next
-    return block.size + (following.size if following is not None and not following.mapped else 0)

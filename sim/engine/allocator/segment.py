@@ -6,7 +6,24 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from sim.engine.allocator.caching_settings import MIB
+
+SMALL = MIB  # the largest request of the small pool
+SMALL_SEGMENT = 2 * MIB
+LARGE_SEGMENT = 20 * MIB
+_MIN_LARGE = 10 * MIB  # from here on a segment is as large as its request
+_ROUND_LARGE = 2 * MIB
+
 Pool = tuple[int, int]
+
+
+def segment_size(size: int) -> int:
+    """Bytes of a new segment for a rounded request."""
+    if size <= SMALL:
+        return SMALL_SEGMENT
+    if size < _MIN_LARGE:
+        return LARGE_SEGMENT
+    return -(-size // _ROUND_LARGE) * _ROUND_LARGE
 
 
 @dataclass(frozen=True)
@@ -83,6 +100,12 @@ class Block:
     def is_free(self) -> bool:
         return not self.allocated and not self.pending
 
+    @property
+    def with_room(self) -> int:
+        """Its size, with what it could grow into."""
+        following = self.next
+        return self.size + (following.size if following is not None and not following.mapped else 0)
+
     def cut(self, size: int) -> Block:
         """Shorten it to its first `size` bytes; returns the rest, as its new neighbour."""
         rest = Block(self.address + size, self.size - size, self.stream, self.pool, self.growing)
@@ -100,6 +123,7 @@ class FreeBlocks:
 
     def __init__(self, *, is_small: bool) -> None:
         self.is_small = is_small
+        self.page = SMALL_SEGMENT if is_small else LARGE_SEGMENT  # by which its segments grow, where they do
         self.searches = 0
         self._order: list[tuple[int, int, int]] = []
         self._blocks: dict[int, Block] = {}
