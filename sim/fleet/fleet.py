@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 import simpy
 
+from ground.assumption import Assumption
 from ground.errors import UserError
 from sim.engine.clock import Clock
 from sim.engine.config import EngineConfig
@@ -36,6 +37,7 @@ class FleetRun:
     event_count: int
     memory: pl.DataFrame | None = None  # where the devices' memory is modelled
     sessions: pl.DataFrame | None = None  # where KV blocks are kept for idle sessions
+    assumptions: Sequence[Assumption] = ()  # beyond those of the engines
     kv_use: dict[str, float | None] | None = None  # `reservation_use.shares`, where the KV cache is reserved in ranges
 
 

@@ -207,7 +207,7 @@ class EventRecorder:
                 "replica": rows["replica"],
                 "kind": np.array(_KINDS)[rows["kind"]],
                 "seconds": pl.Series(rows["seconds"], nan_to_null=True),
-                "detail": pl.Series([details.get(row) for row in range(len(rows))], dtype=pl.String),
+                "detail": pl.Series(list(map(details.get, range(len(rows)))), dtype=pl.String),
                 **{name: column.set(column < 0, None) for name, column in counts.items()},
             }
         )

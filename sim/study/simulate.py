@@ -123,7 +123,8 @@ def _load_trace(source: str, seed: int) -> Trace:
 def run_fleet(scenario: Scenario, trace: Trace, deployment: Deployment) -> FleetRun:
     """The simulation alone. Raises UserError: a request can never run."""
     check_contexts(scenario.engine, deployment.step_times.model, trace.requests)
-    hosted = _host_weights(scenario, trace)
+    cache = scenario.fleet.weight_cache
+    hosted = None if cache is None else HostWeights(cache, deployment.step_times.model, trace, scenario.seed)
     sources = StepSources(
         scenario.engine, deployment.config, deployment.step_times, deployment.memory, deployment.shapes
     )
@@ -138,12 +139,7 @@ def run_fleet(scenario: Scenario, trace: Trace, deployment: Deployment) -> Fleet
         weights=None if hosted is None else hosted.make,
         leap=sources.may_leap,
     ).run()
-    return replace(run, memory=sources.memory_table())
-
-
-def _host_weights(scenario: Scenario, trace: Trace) -> HostWeights | None:
-    settings = scenario.fleet.weight_cache
-    return None if settings is None else HostWeights(settings, load_model(scenario.model), trace, scenario.seed)
+    return replace(run, memory=sources.memory_table(), assumptions=() if hosted is None else hosted.assumptions)
 
 
 def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
@@ -155,10 +151,9 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
     trace = trace or load_trace(scenario)
     deployment = deploy(scenario)
     result = run_fleet(scenario, trace, deployment)
-    hosted = _host_weights(scenario, trace)
     assumptions = [
         *deployment.assumptions,
-        *(hosted.assumptions if hosted is not None else ()),
+        *result.assumptions,
         *(
             Assumption(f"latency.extrapolated.{kernel}", count, "look-ups", "assumed", "outside the measured grid")
             for kernel, count in deployment.step_times.extrapolated.items()
@@ -180,7 +175,7 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
         events=result.events,
         kv_blocks_total=blocks if has_pool(scenario.engine) else None,
     )
-    if hosted is not None:
+    if scenario.fleet.weight_cache is not None:
         numbers["weights"] = weight_metrics.compute(result.requests, result.events)
     if result.kv_use is not None:
         numbers["kv"]["use"] = result.kv_use

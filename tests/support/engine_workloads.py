@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -10,6 +11,22 @@ from hypothesis import strategies as st
 from calibrate.curve import Curve
 from calibrate.decode_law import DecodeLaw
 from sim.engine.config import EngineConfig
+
+# A scenario without its engine: thirty requests within a second, more than a small KV pool holds at once.
+BURST: dict[str, Any] = {
+    "model": "Llama-3.1-8B",
+    "profile": "datasheet:h100-sxm-80gb",
+    "trace": {
+        "synth": {
+            "requests": 30,
+            "arrivals": {"process": "poisson", "rate": 50.0},
+            "lengths": {
+                "prompt": {"distribution": "uniform", "low": 300, "high": 600},
+                "output": {"distribution": "uniform", "low": 200, "high": 300},
+            },
+        }
+    },
+}
 
 
 @dataclass(frozen=True)

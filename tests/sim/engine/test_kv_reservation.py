@@ -5,7 +5,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
-from engine_workloads import LinearStepTimes, configs, traces
+from engine_workloads import BURST, LinearStepTimes, configs, traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -225,21 +225,7 @@ def test_a_request_for_which_no_range_is_long_enough() -> None:
 
 
 def test_a_run_says_what_the_slots_were_for() -> None:
-    scenario = {
-        "model": "Llama-3.1-8B",
-        "profile": "datasheet:h100-sxm-80gb",
-        "trace": {
-            "synth": {
-                "requests": 30,
-                "arrivals": {"process": "poisson", "rate": 50.0},
-                "lengths": {
-                    "prompt": {"distribution": "uniform", "low": 300, "high": 600},
-                    "output": {"distribution": "uniform", "low": 200, "high": 300},
-                },
-            }
-        },
-        "engine": {"kv_blocks": 300, "kv_reservation": "max", "max_model_len": 2000},
-    }
+    scenario = BURST | {"engine": {"kv_blocks": 300, "kv_reservation": "max", "max_model_len": 2000}}
     metrics = simulate(check_spec(Scenario, scenario, "made")).metrics
     use = metrics["kv"]["use"]
     assert sum(use.values()) == pytest.approx(1)

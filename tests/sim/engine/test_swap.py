@@ -2,7 +2,7 @@
 
 import polars as pl
 import pytest
-from engine_workloads import LinearStepTimes, configs, traces
+from engine_workloads import BURST, LinearStepTimes, configs, traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,31 +56,17 @@ def test_a_host_block_belongs_to_one(counts: list[int]) -> None:
     assert space.free == 48
 
 
-SCENARIO = {
-    "model": "Llama-3.1-8B",
-    "profile": "datasheet:h100-sxm-80gb",
-    "trace": {
-        "synth": {
-            "requests": 30,
-            "arrivals": {"process": "poisson", "rate": 50.0},
-            "lengths": {
-                "prompt": {"distribution": "uniform", "low": 300, "high": 600},
-                "output": {"distribution": "uniform", "low": 200, "high": 300},
-            },
-        }
-    },
-    "engine": {"kv_blocks": 300, "swap_blocks": 1000},
-}
+ENGINE = {"kv_blocks": 300, "swap_blocks": 1000}
 
 
 def test_copies_that_nobody_measured_are_asked_for() -> None:
     with pytest.raises(UserError, match=r"holds no copies .* expected a measured profile, or engine.host_bandwidth"):
-        deploy(check_spec(Scenario, SCENARIO, "made"))
+        deploy(check_spec(Scenario, BURST | {"engine": ENGINE}, "made"))
 
 
 def test_a_given_bandwidth_is_an_assumption() -> None:
-    engine = {**SCENARIO["engine"], "host_bandwidth": 25e9}  # type: ignore[dict-item]
-    run = simulate(check_spec(Scenario, SCENARIO | {"engine": engine}, "made"))
+    engine = ENGINE | {"host_bandwidth": 25e9}
+    run = simulate(check_spec(Scenario, BURST | {"engine": engine}, "made"))
     assert ("engine.host_bandwidth", 25e9, "user") in [(one.name, one.value, one.source) for one in run.assumptions]
     assert run.metrics["preemptions"] > 0
     assert run.requests["status"].to_list() == ["finished"] * 30
