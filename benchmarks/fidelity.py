@@ -27,12 +27,13 @@ from calibrate.model import load_model
 from calibrate.parallelism import Parallelism
 from calibrate.profile import Profile
 from ground.errors import UserError
-from sim.fleet.fleet import Fleet, FleetRun
+from sim.fleet.equal_replicas import equal_replicas
+from sim.fleet.fleet import FleetRun
 from sim.results import metrics
 from sim.results.folder import Run
 from sim.results.slo import Slo
 from sim.results.tables import STEPS
-from sim.study.simulate import Deployment, deploy_profile
+from sim.study.deployment import Deployment, deploy_profile
 from validate.comparison import compare
 from validate.vllm_bench import BenchRun, engine_settings, read_bench_run
 
@@ -91,7 +92,7 @@ def predict(run: BenchRun, profile: Profile, changes: dict[str, Any]) -> tuple[F
     settings = engine_settings(run, data_parallel=shared, **changes)
     start = time.perf_counter()
     deployment = deploy_profile(settings, profile.shape, profile)
-    fleet = Fleet(
+    fleet = equal_replicas(
         run.trace.requests,
         deployment.config,
         deployment.step_times,

@@ -38,14 +38,14 @@ from calibrate.latency import StepLatency
 from calibrate.model import ModelShape, load_model
 from calibrate.profile import Profile
 from ground.errors import UserError
-from sim.fleet.fleet import Fleet
+from sim.fleet.equal_replicas import equal_replicas
 from sim.results.display import metric_text, seconds, share
 from sim.results.metric_names import METRICS, metric
 from sim.results.metrics import compute
 from sim.results.recorder import StepRecorder
 from sim.results.slo import Slo
+from sim.study.deployment import deploy_profile
 from sim.study.scenario import EngineSettings
-from sim.study.simulate import deploy_profile
 from traces.synth import SynthSpec, generate
 from traces.table import Trace
 from validate.prompts import prompt_of
@@ -180,7 +180,9 @@ def predict(trace: Trace, model: ModelShape, profile: Profile) -> tuple[dict[str
     """The metrics that the simulator gives, and how many look-ups lay outside the measured grid."""
     settings = EngineSettings(preset="reference", block_size=BLOCK_SIZE, enable_prefix_caching=False, **LIMITS)
     deployment = deploy_profile(settings, model, profile)
-    run = Fleet(trace.requests, deployment.config, deployment.step_times, replicas=1, router="round_robin").run()
+    run = equal_replicas(
+        trace.requests, deployment.config, deployment.step_times, replicas=1, router="round_robin"
+    ).run()
     metrics = compute(run.requests, run.steps, slo=Slo(), gpus=None, gpu_hour_price=None, kv_blocks_total=None)
     outside = {name: count for name, count in deployment.step_times.extrapolated.items() if count}
     return {name: metric(metrics, name) for name in SHOWN}, outside

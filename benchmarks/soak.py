@@ -21,9 +21,10 @@ import click
 import psutil
 import simpy
 
-from sim.fleet.fleet import Fleet
+from sim.fleet.equal_replicas import equal_replicas
+from sim.study.deployment import deploy
 from sim.study.scenario import make_scenario
-from sim.study.simulate import deploy, load_trace
+from sim.study.simulate import load_trace
 from sim.study.step_sources import StepSources
 
 HOUR = 3600.0
@@ -69,7 +70,7 @@ def soak(hours: float, rate: float, replicas: int) -> bool:
     print(f"{len(trace.requests):,} requests of {trace.requests['session'].n_unique():,} sessions in {hours:g} h")
     deployed = deploy(data)
     sources = StepSources(data.engine, deployed.config, deployed.step_times, deployed.memory, deployed.shapes)
-    fleet = Fleet(
+    fleet = equal_replicas(
         trace.requests,
         deployed.config,
         deployed.step_times,
@@ -84,25 +85,25 @@ def soak(hours: float, rate: float, replicas: int) -> bool:
     rest: list[float] = []
 
     def watch() -> Generator[simpy.Event, None, None]:
-        clock = fleet._clock
+        clock = fleet.world.clock
         for hour in range(int(hours) + 1):
             if hour:
                 yield clock.timeout(HOUR)
             gc.collect()
             resident = process.memory_info().rss / 1e6
-            recorded = (len(fleet._steps._rows) + len(fleet._events._rows)) / 1e6
+            recorded = (len(fleet.world.steps._rows) + len(fleet.world.events._rows)) / 1e6
             rest.append(resident - recorded)
             seconds, objects = time.perf_counter() - begin, len(gc.get_objects())
             memory = f"{resident:12.0f} {recorded:12.1f} {rest[-1]:12.0f}"
             print(f"{hour:5d} {seconds:8.1f} {memory} {objects:8,d}", flush=True)
 
-    fleet._clock.process(watch())
+    fleet.world.clock.process(watch())
     run = fleet.run()
     finished = int((run.requests["status"] == "finished").sum())
     print(f"{finished:,} of {len(run.requests):,} finished in {time.perf_counter() - begin:.0f} s")
     print(f"peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3:.0f} MB")
     left = 0
-    for engine in fleet._engines:
+    for engine in (one.engine for one in fleet.service.members):
         scheduler = engine.scheduler
         left += scheduler.pool.total - scheduler.pool.free + scheduler.running_count + scheduler.waiting_count
     quarter = len(rest) // 4

@@ -76,8 +76,9 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 def run_once(case: str, variant: str) -> tuple[float, Any, dict[str, Any]]:
     """Wall seconds of one simulation, what it left, and its metrics."""
     from sim.results import metrics
+    from sim.study.deployment import deploy
     from sim.study.scenario import make_scenario
-    from sim.study.simulate import deploy, load_trace, run_fleet
+    from sim.study.simulate import load_trace, run_fleet
 
     scenario = make_scenario(BASE | CASES[case][variant], {}, Path(), case)
     trace = load_trace(scenario)  # kept from one call to the next

@@ -84,8 +84,8 @@ def _diagnose(run: Path, folder: Path, profile: str | None, force: bool) -> None
     measured = (run / _MEASUREMENT).is_file()
     times = None
     if sees_steps(loaded):
+        from sim.study.deployment import deploy
         from sim.study.scenario import absolute_path, make_scenario
-        from sim.study.simulate import deploy
 
         overrides = {} if profile is None else {"profile": absolute_path("profile", profile, Path.cwd())}
         scenario = make_scenario(loaded.scenario, overrides, run, str(run / "scenario.yaml"))

@@ -20,9 +20,9 @@ from llmservingsim_folders import META as PROFILE_META
 from llmservingsim_folders import write_csv, write_model, write_older, write_variant
 
 from calibrate.importers.llmservingsim import read
-from sim.fleet.fleet import Fleet
+from sim.fleet.equal_replicas import equal_replicas
+from sim.study.deployment import deploy_profile
 from sim.study.scenario import EngineSettings
-from sim.study.simulate import deploy_profile
 from validate.vllm_bench import read_bench_run
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "fidelity.py"
@@ -80,7 +80,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_means(folder, 1.0, 1.0, 1.0)
     trace = read_bench_run(folder).trace.requests
     deployment = deploy_profile(EngineSettings.model_validate(ENGINE), profile.shape, profile)
-    simulated = Fleet(trace, deployment.config, deployment.step_times).run().requests
+    simulated = equal_replicas(trace, deployment.config, deployment.step_times).run().requests
     clock = 50.0  # of the engine, which is as much behind the front end's
     times = [
         (100.0 + arrival, *(clock + at for at in (arrival, scheduled, first, finish)))

@@ -17,8 +17,9 @@ from ground.errors import UserError
 from sim.engine.config import EngineConfig
 from sim.results.folder import Run, write_run
 from sim.results.metrics import compute
+from sim.study.deployment import deploy
 from sim.study.scenario import Scenario
-from sim.study.simulate import deploy, load_trace
+from sim.study.simulate import load_trace
 from traces.table import Trace
 from validate.recording import Lateness, Recording
 from validate.replay.openai import Server, replay

@@ -10,8 +10,9 @@ from plotly.graph_objects import Figure, Scatter
 
 from sim.results.diagnosis.diagnosis import Diagnosis, diagnose
 from sim.results.folder import Run
+from sim.study.deployment import deploy
 from sim.study.scenario import Scenario, load_scenario
-from sim.study.simulate import deploy, simulate
+from sim.study.simulate import simulate
 
 HERE = Path(__file__).parent
 

@@ -15,7 +15,7 @@ from ground.assumption import Assumption
 from ground.errors import UserError
 from ground.folder import new_folder
 from sim.results.report import write_report
-from sim.results.tables import EVENTS, MEMORY, REQUESTS, SESSIONS, STEPS
+from sim.results.tables import EVENTS, MEMORY, REPLICAS, REQUESTS, SESSIONS, STEPS
 
 
 @dataclass
@@ -32,11 +32,12 @@ class Run:
     events: pl.DataFrame = field(default_factory=lambda: pl.DataFrame(schema=EVENTS))
     memory: pl.DataFrame | None = None  # where the device's memory was modelled
     sessions: pl.DataFrame | None = None  # where KV blocks were kept for idle sessions
+    replicas: pl.DataFrame | None = None  # of a simulated fleet
     has_events: bool = True  # else nobody wrote any down, and `events` is empty
 
 
 # Attribute of a run → the columns of its table, where it has one.
-_OPTIONAL = {"memory": MEMORY, "sessions": SESSIONS}
+_OPTIONAL = {"memory": MEMORY, "sessions": SESSIONS, "replicas": REPLICAS}
 
 
 def write_run(folder: Path, run: Run, *, force: bool = False) -> None:

@@ -12,7 +12,7 @@ from sim.results import memory_metrics
 from sim.results.metric_names import LATENCIES, STATISTICS
 from sim.results.slo import Slo
 
-STATUSES = ("finished", "rejected", "failed", "unfinished")
+STATUSES = ("finished", "rejected", "shed", "timed_out", "failed", "unfinished")
 
 
 def compute(
@@ -25,6 +25,7 @@ def compute(
     kv_blocks_total: int | None,
     memory: pl.DataFrame | None = None,
     events: pl.DataFrame | None = None,
+    replicas: pl.DataFrame | None = None,
 ) -> dict[str, Any]:
     """The metrics of a run as a JSON-able dictionary; its dotted names are those of `metric_names.METRICS`.
 
@@ -44,8 +45,10 @@ def compute(
       the ends of steps; `blocks` is `kv_blocks_total`.
     - `prefix_hit_rate`: prompt tokens found in the prefix cache, of all prompt tokens of requests that were scheduled.
     - `preemptions`: their number over all requests, those of engines that were started anew included.
-    - `gpu_seconds`: `gpus` × `duration`; `cost.total`: that at `gpu_hour_price`, in the price's currency, and
-      `cost.per_million_output_tokens`: per million output tokens of finished requests.
+    - `gpu_seconds`: those of every replica from when it was asked for until it was given back, within `duration`;
+      without a table of replicas `gpus` × `duration`. `cost.total`: that at each replica's price, without a table at
+      `gpu_hour_price`, in the price's currency; `cost.per_million_output_tokens`: per million output tokens of
+      finished requests.
     - `decode_batch`: mean number of decoding sequences over the steps that decode.
     - `memory`: what `memory_metrics.compute` says of the memory table, where there is one.
     - `busy`: share of `duration` in which a replica runs a step, for each replica that ran one, and their mean.
@@ -57,6 +60,7 @@ def compute(
         kv_blocks_total: KV blocks of the whole fleet; null where the server does not say, or there is no pool.
         memory: table of the devices' memory, where it was modelled.
         events: what else happened; its restarts begin processes whose memory is empty.
+        replicas: when each replica came and went, where the fleet was simulated.
     """
     finished = requests.filter(pl.col("status") == "finished")
     good = finished.filter(_meets(slo))
@@ -66,13 +70,17 @@ def compute(
     window = (window if last is None else window.filter(pl.col("start") < last)).sort(
         "replica", "end", "start", "kv_blocks"
     )
-    replicas = _by_replica(window.with_columns(pl.col("start", "end").clip(lower_bound=first, upper_bound=last)))
-    busy = {str(rows["replica"][0]): _ratio(_busy_time(rows), duration) for rows in replicas}
+    rows_of_replicas = _by_replica(
+        window.with_columns(pl.col("start", "end").clip(lower_bound=first, upper_bound=last))
+    )
+    busy = {str(rows["replica"][0]): _ratio(_busy_time(rows), duration) for rows in rows_of_replicas}
 
     attainment = _ratio(len(good), len(requests))
     output_tokens = int(finished["output_tokens"].sum())
-    gpu_seconds = None if gpus is None or duration is None else gpus * duration
+    gpu_seconds = _product(gpus, duration)
     cost = None if gpu_seconds is None or gpu_hour_price is None else gpu_seconds / 3600 * gpu_hour_price
+    if replicas is not None and first is not None and last is not None:
+        gpu_seconds, cost = _paid(replicas, first, last)
     decode_seqs, step_count = pl.col("decode_seqs"), pl.col("steps").cast(pl.Int64)
     decoded, decode_steps = window.select(
         decoded=(decode_seqs * step_count).sum(), steps=step_count.filter(decode_seqs > 0).sum()
@@ -98,7 +106,7 @@ def compute(
         },
         "kv": {
             "blocks": kv_blocks_total,
-            "mean": _ratio(_kv_block_seconds(replicas, last), _product(duration, kv_blocks_total)),
+            "mean": _ratio(_kv_block_seconds(by_replica, last), _product(duration, kv_blocks_total)),
             "peak": _ratio(_kv_peak(window), kv_blocks_total),
         },
         "prefix_hit_rate": _prefix_hit_rate(requests),
@@ -129,6 +137,15 @@ def _ratio(part: float | None, whole: float | None) -> float | None:
 
 def _product(left: float | None, right: float | None) -> float | None:
     return None if left is None or right is None else left * right
+
+
+def _paid(replicas: pl.DataFrame, first: float, last: float) -> tuple[float, float | None]:
+    """GPU seconds between two moments, and what they cost; None where a replica has no price."""
+    since, until = pl.col("requested").clip(first, last), pl.col("ended").fill_null(last).clip(first, last)
+    seconds = (until - since) * pl.col("gpus")
+    paid = replicas.select(seconds=seconds, cost=seconds / 3600 * pl.col("gpu_hour_price"))
+    cost = None if paid["cost"].null_count() else float(paid["cost"].sum())
+    return float(paid["seconds"].sum()), cost
 
 
 def _meets(slo: Slo) -> pl.Expr:

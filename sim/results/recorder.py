@@ -12,6 +12,17 @@ from sim.results.tables import EVENT_KINDS, EVENTS, REQUESTS, STEPS
 _NOT_YET = float("nan")
 
 
+class FinishedRequest(Protocol):
+    """What the requests table takes of a request (`sim.engine.request.Request`)."""
+
+    request_id: int
+    first_scheduled: float | None
+    first_token: float | None
+    finish: float | None
+    cached_tokens: int
+    preemptions: int
+
+
 class RequestRecorder:
     """The requests table, written by request_id. What is known beforehand comes as columns."""
 
@@ -28,6 +39,16 @@ class RequestRecorder:
         self.cached_tokens = array("q", [0]) * count
         self.preemptions = array("i", [0]) * count
         self.failed: dict[int, str] = {}  # request_id → status, where it is neither finished nor unfinished
+
+    def finished(self, request: FinishedRequest) -> None:
+        """It has its last token."""
+        index = request.request_id
+        assert request.first_scheduled is not None and request.first_token is not None and request.finish is not None
+        self.first_scheduled[index] = request.first_scheduled
+        self.first_token[index] = request.first_token
+        self.finish[index] = request.finish
+        self.cached_tokens[index] = request.cached_tokens
+        self.preemptions[index] = request.preemptions
 
     def table(self) -> pl.DataFrame:
         """All requests in order of request_id, with the columns of `tables.REQUESTS`."""

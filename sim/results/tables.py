@@ -18,7 +18,7 @@ REQUESTS: dict[str, pl.DataType] = {
     "tpot": pl.Float64(),  # (finish - first_token) / (output_tokens - 1); null for one token
     "e2e": pl.Float64(),  # finish - arrival
     "queue": pl.Float64(),  # first_scheduled - arrival
-    "status": pl.String(),  # finished | rejected | failed | unfinished
+    "status": pl.String(),  # finished | rejected | shed | timed_out | failed | unfinished
 }
 
 # One row a run of equal steps: `steps` consecutive forward passes of the same batch (1 in a measured run).
@@ -95,4 +95,17 @@ SESSIONS: dict[str, pl.DataType] = {
     "idle_block_seconds": pl.Float64(),  # blocks kept while idle, times seconds
     "evictions": pl.Int32(),  # its kept blocks were given up: to make room, after `ttl`, beyond `max_sessions`, restart
     "missed_tokens": pl.Int64(),  # computed again because they had been evicted
+}
+
+# One row a replica of a simulated fleet. A replica that crashes ends; what is started in its place has another number.
+REPLICAS: dict[str, pl.DataType] = {
+    "replica": pl.Int32(),
+    "pool": pl.String(),
+    "site": pl.String(),  # null where all are in one place
+    "gpus": pl.Int32(),
+    "gpu_hour_price": pl.Float64(),  # of one of them
+    "requested": pl.Float64(),  # since when its GPUs are paid for
+    "ready": pl.Float64(),  # since when it takes requests; null: it never did
+    "ended": pl.Float64(),  # null: it was there when the run ended
+    "why": pl.String(),  # scaled down | crashed | ...; null as long as it is there
 }

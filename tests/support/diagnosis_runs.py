@@ -16,7 +16,7 @@ from sim.engine.host_work import HostWork, HostWorkSettings
 from sim.engine.plan import Plan
 from sim.engine.request import Request
 from sim.engine.step_costs import CostSource, StepCost, StepCosts
-from sim.fleet.fleet import Fleet
+from sim.fleet.equal_replicas import equal_replicas
 from sim.results.folder import Run
 from sim.results.recorder import EventRecorder
 
@@ -107,7 +107,7 @@ def simulated(
             found.append(HostWork(host, replica, events))
         return StepCosts(found) if found else None
 
-    result = Fleet(trace, config, times, replicas=replicas, costs=costs, leap=leap).run()
+    result = equal_replicas(trace, config, times, replicas=replicas, costs=costs, leap=leap).run()
     return Run(result.requests, result.steps, {}, {}, [], name="made by the test", events=result.events)
 
 

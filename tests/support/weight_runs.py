@@ -8,7 +8,8 @@ from engine_workloads import LinearStepTimes
 from hypothesis import strategies as st
 
 from sim.engine.config import EngineConfig
-from sim.fleet.fleet import Fleet, FleetRun
+from sim.fleet.equal_replicas import equal_replicas
+from sim.fleet.fleet import FleetRun
 from sim.fleet.weight_cache import WeightCache
 from sim.fleet.weight_settings import WeightCacheSettings
 from sim.fleet.weights import Models, models_asked
@@ -49,7 +50,7 @@ def run(
         asked = models_asked(trace, "default")
         checked.check_fit(models, asked)
         make = partial(WeightCache, checked, models, asked)
-    return Fleet(trace, config, times, weights=make, seed=seed, **fleet).run()
+    return equal_replicas(trace, config, times, weights=make, seed=seed, **fleet).run()
 
 
 def told(result: FleetRun, kind: str) -> pl.DataFrame:

@@ -16,7 +16,7 @@ from calibrate.model import ModelShape
 from ground.errors import UserError
 from sim.engine.config import EngineConfig
 from sim.engine.session_retention import SessionRetentionSettings
-from sim.fleet.fleet import Fleet
+from sim.fleet.equal_replicas import equal_replicas
 from sim.results.tables import REQUESTS, STEPS
 from traces.table import COLUMNS, Trace
 from validate.engine.clock import WallClock
@@ -175,7 +175,7 @@ def configs(draw):
 @settings(deadline=None, max_examples=80)
 @given(traces(), configs(), st.booleans())
 def test_the_same_step_times_give_the_simulators_tables(trace, config, ahead):
-    predicted = Fleet(trace.requests, config, StepTimes(), leap=False).run()
+    predicted = equal_replicas(trace.requests, config, StepTimes(), leap=False).run()
     fake = FakeTime(config.block_size, ahead)
     engine = Engine(config, fake, vocabulary=VOCABULARY, swap=fake, clock=fake, warm_up=False)
     finished = []

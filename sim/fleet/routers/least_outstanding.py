@@ -1,14 +1,10 @@
 """The replica with the fewest requests waiting or running; the first of equals."""
 
-from collections.abc import Sequence
-
 from sim.engine.request import Request
-from sim.fleet.routers.router import RouterSetting
+from sim.fleet.load import Load, least
+from sim.fleet.routers.router import Router
 
 
-class LeastOutstanding:
-    def __init__(self, setting: RouterSetting) -> None:
-        pass
-
-    def choose(self, request: Request, outstanding: Sequence[int]) -> int:
-        return outstanding.index(min(outstanding))
+class LeastOutstanding(Router):
+    def choose(self, request: Request, load: Load) -> int:
+        return least(load.requests)

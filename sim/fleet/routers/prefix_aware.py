@@ -10,21 +10,27 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from sim.engine.request import Request
-from sim.fleet.routers.router import RouterSetting
+from sim.fleet.load import Load, least
+from sim.fleet.routers.router import Router, RouterSetting
 
 MATCH_THRESHOLD = 0.3
 BALANCE_ABSOLUTE = 64
 BALANCE_RELATIVE = 1.5
 
 
-class PrefixAware:
+class PrefixAware(Router):
     def __init__(self, setting: RouterSetting) -> None:
-        self._kv_tokens = setting.kv_tokens
-        self._sent: list[OrderedDict[int, None]] = [OrderedDict() for _ in range(setting.replicas)]
+        super().__init__(setting)
+        self._by_replica: dict[int, OrderedDict[int, None]] = {}
+        self._sent: list[OrderedDict[int, None]] = []  # the same by place
 
-    def choose(self, request: Request, outstanding: Sequence[int]) -> int:
-        ids = request.prefix_ids
-        idlest = outstanding.index(min(outstanding))
+    def members(self, replicas: Sequence[int]) -> None:
+        self._by_replica = {replica: self._by_replica.get(replica, OrderedDict()) for replica in replicas}
+        self._sent = list(self._by_replica.values())
+
+    def choose(self, request: Request, load: Load) -> int:
+        ids, outstanding = request.prefix_ids, load.requests
+        idlest = least(outstanding)
         busiest = max(outstanding)
         unbalanced = (
             busiest - outstanding[idlest] > BALANCE_ABSOLUTE and busiest > BALANCE_RELATIVE * outstanding[idlest]
@@ -45,7 +51,7 @@ class PrefixAware:
         for prefix_id in reversed(request.prefix_ids):
             sent[prefix_id] = None
             sent.move_to_end(prefix_id)
-        while len(sent) * request.prefix_block_tokens > self._kv_tokens:
+        while len(sent) * request.prefix_block_tokens > self.setting.kv_tokens:
             sent.popitem(last=False)
 
 

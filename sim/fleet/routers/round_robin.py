@@ -1,17 +1,14 @@
 """Each replica in turn."""
 
-from collections.abc import Sequence
-
 from sim.engine.request import Request
-from sim.fleet.routers.router import RouterSetting
+from sim.fleet.load import Load
+from sim.fleet.routers.router import Router
 
 
-class RoundRobin:
-    def __init__(self, setting: RouterSetting) -> None:
-        self._replicas = setting.replicas
-        self._next = 0
+class RoundRobin(Router):
+    _next = 0
 
-    def choose(self, request: Request, outstanding: Sequence[int]) -> int:
-        replica = self._next
-        self._next = (replica + 1) % self._replicas
-        return replica
+    def choose(self, request: Request, load: Load) -> int:
+        place = self._next % len(load.requests)  # there may be fewer than a moment ago
+        self._next = place + 1
+        return place

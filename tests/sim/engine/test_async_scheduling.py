@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
 from sim.engine.config import EngineConfig
-from sim.fleet.fleet import Fleet, FleetRun
+from sim.fleet.equal_replicas import equal_replicas
+from sim.fleet.fleet import FleetRun
 
 STEP = 0.125  # seconds; a power of two, so that instants are exact
 CONSTANT = LinearStepTimes(base=STEP, per_token=0.0, per_kv=0.0)
@@ -21,7 +22,7 @@ def run(
     trace: pl.DataFrame, ahead: bool, *, times: LinearStepTimes = CONSTANT, leap: bool = True, **limits: object
 ) -> FleetRun:
     config = EngineConfig.model_validate({"kv_blocks": 1000} | limits | {"async_scheduling": ahead})
-    return Fleet(trace, config, times, leap=leap).run()
+    return equal_replicas(trace, config, times, leap=leap).run()
 
 
 def trace_of(*requests: tuple[float, int, int]) -> pl.DataFrame:

@@ -21,7 +21,8 @@ from sim.engine.host_work import HostWork, HostWorkSettings
 from sim.engine.plan import Plan
 from sim.engine.shape_cache import ShapeCache, ShapeSettings
 from sim.engine.step_costs import CostSource, StepCosts
-from sim.fleet.fleet import Fleet, FleetRun
+from sim.fleet.equal_replicas import equal_replicas
+from sim.fleet.fleet import FleetRun
 from sim.results.memory_recorder import MemoryRecorder, memory_table
 from sim.results.recorder import EventRecorder
 
@@ -86,7 +87,7 @@ def run(
             sources.insert(0, HostWork(host, replica, events, own))
         return StepCosts(sources)
 
-    fleet = Fleet(trace, config, padded, replicas=replicas, costs=costs, leap=leap)
+    fleet = equal_replicas(trace, config, padded, replicas=replicas, costs=costs, leap=leap)
     return fleet.run(), memory_table(recorders)
 
 

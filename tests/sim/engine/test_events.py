@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim.engine.config import EngineConfig
-from sim.fleet.fleet import Fleet
+from sim.fleet.equal_replicas import equal_replicas
 from sim.results.recorder import EventRecorder
 from sim.results.tables import EVENTS
 
@@ -20,7 +20,7 @@ def total(events: pl.DataFrame, kind: str) -> int:
 @settings(max_examples=150, deadline=None)
 @given(configs(block_size=4), traces())
 def test_every_token_is_computed_once_but_for_those_that_are_told(config: EngineConfig, trace: pl.DataFrame) -> None:
-    result = Fleet(trace, config, LinearStepTimes()).run()
+    result = equal_replicas(trace, config, LinearStepTimes()).run()
     steps, requests, events = result.steps, result.requests, result.events
     computed = int((steps["steps"] * steps["decode_seqs"]).sum()) + int(steps["prefill_tokens"].sum())
     needed = int((requests["prompt_tokens"] + requests["output_tokens"] - 1 - requests["cached_tokens"]).sum())
@@ -38,7 +38,7 @@ def test_every_token_is_computed_once_but_for_those_that_are_told(config: Engine
 @settings(max_examples=150, deadline=None)
 @given(configs(block_size=4), traces())
 def test_who_is_preempted_waits_until_he_is_admitted_again(config: EngineConfig, trace: pl.DataFrame) -> None:
-    result = Fleet(trace, config, LinearStepTimes()).run()
+    result = equal_replicas(trace, config, LinearStepTimes()).run()
     finish = dict(result.requests.select("request_id", "finish").iter_rows())
     for (request_id,), events in result.events.filter(pl.col("request_id").is_not_null()).group_by("request_id"):
         kinds = events["kind"].to_list()
@@ -57,7 +57,7 @@ def test_copies_take_what_their_events_say(
     """One engine, or several in lock-step, whose steps take the same time but for the copies."""
     update = {"kv_blocks": blocks, "swap_blocks": 1000, "enable_prefix_caching": False, "data_parallel": engines}
     times = GroupStepTimes(base=0.1, per_token=0.0, per_kv=0.0, per_shared_token=0.0)
-    result = Fleet(trace, config.model_copy(update=update), times, leap=leap).run()
+    result = equal_replicas(trace, config.model_copy(update=update), times, leap=leap).run()
     copies = result.events.filter(pl.col("kind") == "copy")
     assert (copies["seconds"] > 0).all()
     seconds = dict(copies.select("time", "seconds").iter_rows())
@@ -76,7 +76,7 @@ def test_engines_in_lock_step_copy_at_the_same_time() -> None:
     config = EngineConfig(
         kv_blocks=25, block_size=4, enable_prefix_caching=False, swap_blocks=100, data_parallel=2
     )  # fmt: skip
-    events = Fleet(trace, config, GroupStepTimes()).run().events.filter(pl.col("kind") == "copy")
+    events = equal_replicas(trace, config, GroupStepTimes()).run().events.filter(pl.col("kind") == "copy")
     assert events["amount"].to_list() == [24, 24]
     assert events["seconds"].to_list() == pytest.approx([12 * 0.000_3, 12 * 0.000_2])
 
@@ -98,7 +98,7 @@ def trace_of(prompts: list[list[int]]) -> pl.DataFrame:
 
 def missed(prompts: list[list[int]], blocks: int) -> list[tuple[float, int]]:
     config = EngineConfig(kv_blocks=blocks, block_size=4)
-    result = Fleet(trace_of(prompts), config, LinearStepTimes()).run()
+    result = equal_replicas(trace_of(prompts), config, LinearStepTimes()).run()
     return result.events.filter(pl.col("kind") == "missed").select("time", "amount").rows()
 
 

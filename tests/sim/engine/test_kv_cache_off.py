@@ -12,7 +12,8 @@ from polars.testing import assert_frame_equal
 from ground.errors import UserError
 from ground.spec import check_spec
 from sim.engine.config import EngineConfig
-from sim.fleet.fleet import Fleet, FleetRun
+from sim.fleet.equal_replicas import equal_replicas
+from sim.fleet.fleet import FleetRun
 from sim.study.scenario import EngineSettings, Scenario
 from sim.study.simulate import simulate
 
@@ -20,7 +21,7 @@ OFF = {"kv_cache": False, "enable_prefix_caching": False, "swap_blocks": 0}
 
 
 def run(trace: pl.DataFrame, config: EngineConfig, *, leap: bool = True, times: object = None) -> FleetRun:
-    return Fleet(trace, config, times or LinearStepTimes(), leap=leap).run()  # type: ignore[arg-type]
+    return equal_replicas(trace, config, times or LinearStepTimes(), leap=leap).run()  # type: ignore[arg-type]
 
 
 def computed(steps: pl.DataFrame) -> int:

@@ -17,7 +17,8 @@ from sim.engine.block_pool import NO_HIT
 from sim.engine.config import EngineConfig
 from sim.engine.contiguous_pool import ContiguousPool, Reserved, reserved_slots
 from sim.engine.reservation_use import ReservationUse
-from sim.fleet.fleet import Fleet, FleetRun
+from sim.fleet.equal_replicas import equal_replicas
+from sim.fleet.fleet import FleetRun
 from sim.study.scenario import Scenario
 from sim.study.simulate import simulate
 
@@ -106,7 +107,7 @@ def cases(draw: st.DrawFn) -> tuple[EngineConfig, pl.DataFrame]:
 
 
 def run(trace: pl.DataFrame, config: EngineConfig, *, leap: bool = True, law: bool = True) -> FleetRun:
-    return Fleet(trace, config, LinearStepTimes(has_law=law), leap=leap).run()
+    return equal_replicas(trace, config, LinearStepTimes(has_law=law), leap=leap).run()
 
 
 @settings(max_examples=150, deadline=None)

@@ -15,6 +15,7 @@ from sim.engine.plan import Plan
 from sim.engine.request import Request
 from sim.engine.session_retention import SessionRetentionSettings
 from sim.engine.step_costs import StepCost, StepCosts
+from sim.fleet.equal_replicas import equal_replicas
 from sim.fleet.fleet import Fleet, FleetRun
 
 SECONDS = 0.7
@@ -54,7 +55,7 @@ def run(
     trace: pl.DataFrame, config: EngineConfig, source: FailsOnce, *, leap: bool = True, law: bool = True
 ) -> tuple[FleetRun, Fleet]:
     times = LinearStepTimes(has_law=law)
-    fleet = Fleet(trace, config, times, costs=lambda replica, events: StepCosts([source]), leap=leap)
+    fleet = equal_replicas(trace, config, times, costs=lambda replica, events: StepCosts([source]), leap=leap)
     return fleet.run(), fleet
 
 
@@ -101,7 +102,7 @@ def test_all_are_served_and_nothing_is_leaked(
     result, fleet = run(trace, config, source, leap=leap)
     requests, steps = result.requests, result.steps
     assert requests["status"].to_list() == ["finished"] * len(trace)
-    scheduler = fleet._engines[0].scheduler
+    scheduler = fleet.service.members[0].engine.scheduler
     assert scheduler.pool.held == 0
     assert scheduler.swap.free == config.swap_blocks
     batch = scheduler._batch

@@ -12,7 +12,8 @@ from calibrate.datasheet import datasheet_profile
 from calibrate.latency import StepLatency
 from calibrate.model import load_model
 from sim.engine.config import EngineConfig
-from sim.fleet.fleet import Fleet, FleetRun
+from sim.fleet.equal_replicas import equal_replicas
+from sim.fleet.fleet import FleetRun
 from sim.fleet.routers import ROUTERS
 from sim.results.tables import REQUESTS
 
@@ -27,7 +28,7 @@ def run(
     has_law: bool = True,
 ) -> FleetRun:
     times = LinearStepTimes(has_law=has_law)
-    return Fleet(trace, config, times, replicas=replicas, router=router, seed=3, leap=leap).run()
+    return equal_replicas(trace, config, times, replicas=replicas, router=router, seed=3, leap=leap).run()
 
 
 def single_steps(steps: pl.DataFrame) -> dict[str, int]:
@@ -92,7 +93,7 @@ def test_an_arrival_inside_a_leap_is_seen_at_the_next_boundary(leap: bool) -> No
         {"request_id": [0, 1], "arrival": [0.0, 0.25], "prompt_tokens": [10, 10], "output_tokens": [100, 2]}
     )
     times = LinearStepTimes(base=0.1, per_token=0.0, per_kv=0.0)
-    result = Fleet(trace, EngineConfig(kv_blocks=100), times, leap=leap).run()
+    result = equal_replicas(trace, EngineConfig(kv_blocks=100), times, leap=leap).run()
     assert result.requests["first_scheduled"].to_list() == pytest.approx([0.0, 0.3])
     assert result.requests["finish"].to_list() == pytest.approx([10.0, 0.5])
 
@@ -110,7 +111,7 @@ def test_a_step_that_only_preempts_computes_nothing() -> None:
     )
     config = EngineConfig(kv_blocks=18, block_size=4, scheduling_policy="priority", enable_prefix_caching=False)
     model = load_model("tiny-llama")
-    result = Fleet(trace, config, StepLatency(datasheet_profile("h100-sxm-80gb", model, 1), model)).run()
+    result = equal_replicas(trace, config, StepLatency(datasheet_profile("h100-sxm-80gb", model, 1), model)).run()
     idle = result.steps.filter((pl.col("prefill_tokens") == 0) & (pl.col("decode_seqs") == 0))
     assert len(idle) > 0
     assert (idle["preempted"] > 0).all()

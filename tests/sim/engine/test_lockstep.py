@@ -13,7 +13,8 @@ from sim.engine.config import EngineConfig
 from sim.engine.lockstep import GroupPlan, LockStepScheduler
 from sim.engine.request import Request
 from sim.engine.scheduler import Scheduler
-from sim.fleet.fleet import Fleet, FleetRun
+from sim.fleet.equal_replicas import equal_replicas
+from sim.fleet.fleet import FleetRun
 
 CONSTANT = {"base": 0.1, "per_token": 0.0, "per_kv": 0.0, "per_shared_token": 0.0}
 
@@ -26,7 +27,7 @@ def run(
     times: GroupStepTimes | None = None,
     replicas: int = 1,
 ) -> FleetRun:
-    return Fleet(trace, config, times or GroupStepTimes(), replicas=replicas, leap=leap).run()
+    return equal_replicas(trace, config, times or GroupStepTimes(), replicas=replicas, leap=leap).run()
 
 
 def trace_of(*requests: tuple[float, int, int]) -> pl.DataFrame:

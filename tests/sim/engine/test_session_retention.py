@@ -17,7 +17,8 @@ from sim.engine.config import EngineConfig
 from sim.engine.request import Request
 from sim.engine.scheduler import Scheduler
 from sim.engine.session_retention import SessionRetentionSettings
-from sim.fleet.fleet import Fleet, FleetRun
+from sim.fleet.equal_replicas import equal_replicas
+from sim.fleet.fleet import FleetRun
 from sim.results.folder import read_run, write_run
 from sim.results.tables import SESSIONS
 from sim.study.scenario import Scenario
@@ -25,7 +26,7 @@ from sim.study.simulate import simulate
 
 
 def run(trace: pl.DataFrame, config: EngineConfig, *, leap: bool = True, law: bool = True, **fleet: object) -> FleetRun:
-    return Fleet(trace, config, LinearStepTimes(has_law=law), seed=3, leap=leap, **fleet).run()  # type: ignore[arg-type]
+    return equal_replicas(trace, config, LinearStepTimes(has_law=law), seed=3, leap=leap, **fleet).run()  # type: ignore[arg-type]
 
 
 @st.composite
@@ -88,8 +89,8 @@ class Watched:
     """A run whose retention tells of every keeping and giving back; block-seconds are summed from that alone."""
 
     def __init__(self, trace: pl.DataFrame, config: EngineConfig, leap: bool) -> None:
-        fleet = Fleet(trace, config, LinearStepTimes(), leap=leap)
-        engine = fleet._engines[0]
+        fleet = equal_replicas(trace, config, LinearStepTimes(), leap=leap)
+        engine = fleet.service.members[0].engine
         retention = engine.retention
         assert retention is not None
         self.seen: set[Request] = set()
@@ -125,8 +126,8 @@ class Watched:
 @given(cases())
 def test_nobody_who_runs_is_preempted_while_an_idle_session_has_blocks(case: tuple[pl.DataFrame, EngineConfig]) -> None:
     trace, config = case
-    fleet = Fleet(trace, config, LinearStepTimes())
-    scheduler: Scheduler = fleet._engines[0].scheduler
+    fleet = equal_replicas(trace, config, LinearStepTimes())
+    scheduler: Scheduler = fleet.service.members[0].engine.scheduler
     retention, preempt, admit = scheduler.retention, scheduler._preempt, scheduler._admit
     assert retention is not None
 

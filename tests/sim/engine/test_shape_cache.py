@@ -19,7 +19,7 @@ from sim.engine.plan import Chunk, Plan
 from sim.engine.request import Request
 from sim.engine.shape_cache import ShapeCache, ShapeSettings
 from sim.engine.step_costs import StepCosts
-from sim.fleet.fleet import Fleet
+from sim.fleet.equal_replicas import equal_replicas
 from sim.results.recorder import EventRecorder
 
 NUMBERS = {"build_seconds": 0.25, "build_bytes": 1000, "eager_launch_seconds": 0.125}
@@ -172,7 +172,7 @@ def test_padding_is_part_of_what_hides_the_host(ahead: bool, host: float, prefil
         return StepCosts([HostWork(HostWorkSettings(per_step=host), replica, events), cache])
 
     config = EngineConfig(kv_blocks=100, async_scheduling=ahead)
-    requests = Fleet(trace, config, times, costs=costs).run().requests
+    requests = equal_replicas(trace, config, times, costs=costs).run().requests
     assert requests["first_token"].item() == pytest.approx(prefill)
     assert requests["finish"].item() == pytest.approx(prefill + 2 * decode)
 

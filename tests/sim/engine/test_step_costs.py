@@ -17,7 +17,8 @@ from sim.engine.host_work import HostWork, HostWorkSettings
 from sim.engine.plan import Plan
 from sim.engine.request import Request
 from sim.engine.step_costs import StepCost, StepCosts
-from sim.fleet.fleet import Fleet, FleetRun
+from sim.fleet.equal_replicas import equal_replicas
+from sim.fleet.fleet import FleetRun
 from sim.results.recorder import EventRecorder
 
 
@@ -56,7 +57,7 @@ def run(
     def costs(replica: int, events: EventRecorder) -> StepCosts:
         return StepCosts([HostWork(host, replica, events), source])
 
-    return Fleet(trace, config, times, costs=costs, leap=leap).run()
+    return equal_replicas(trace, config, times, costs=costs, leap=leap).run()
 
 
 @st.composite

@@ -10,9 +10,10 @@ from ground.errors import UserError
 from ground.spec import check_spec
 from sim.engine.config import EngineConfig
 from sim.engine.swap_space import SwapSpace
-from sim.fleet.fleet import Fleet
+from sim.fleet.equal_replicas import equal_replicas
+from sim.study.deployment import deploy
 from sim.study.scenario import Scenario
-from sim.study.simulate import deploy, simulate
+from sim.study.simulate import simulate
 
 # Two requests whose blocks do not suffice for both to the end.
 CROWDED = pl.DataFrame(
@@ -24,14 +25,14 @@ CROWDED = pl.DataFrame(
 @given(configs(), traces(id_tokens=16))
 def test_with_room_for_all_nothing_is_computed_twice(config: EngineConfig, trace: pl.DataFrame) -> None:
     config = config.model_copy(update={"swap_blocks": 10_000, "enable_prefix_caching": False})
-    steps = Fleet(trace, config, LinearStepTimes()).run().steps
+    steps = equal_replicas(trace, config, LinearStepTimes()).run().steps
     decoded, prefilled = int((steps["steps"] * steps["decode_seqs"]).sum()), int(steps["prefill_tokens"].sum())
     assert decoded + prefilled == int(trace["prompt_tokens"].sum() + trace["output_tokens"].sum()) - len(trace)
 
 
 def test_a_swap_takes_its_copies() -> None:
     config = EngineConfig(kv_blocks=25, block_size=4, enable_prefix_caching=False, swap_blocks=100)
-    free, dear = (Fleet(CROWDED, config, times).run() for times in (FreeCopies(), FreeCopies(seconds=1.0)))
+    free, dear = (equal_replicas(CROWDED, config, times).run() for times in (FreeCopies(), FreeCopies(seconds=1.0)))
     assert dear.requests["preemptions"].sum() == free.requests["preemptions"].sum() == 1
     blocks = 12  # request 1 has computed 30 + 18 tokens when both need a thirteenth block and 25 are too few
     assert dear.requests["finish"].max() - free.requests["finish"].max() == pytest.approx(2 * blocks)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ground.errors import UserError
 from sim.engine.config import EngineConfig
-from sim.fleet.fleet import Fleet
+from sim.fleet.equal_replicas import equal_replicas
 from sim.fleet.routers import ROUTERS
 from traces.synth import SynthSpec, generate
 
@@ -48,7 +48,9 @@ def test_a_turn_starts_exactly_when_its_parent_is_over_and_thought_over(
     config = EngineConfig(
         kv_blocks=100, block_size=16, max_num_seqs=4, max_num_batched_tokens=64, max_model_len=longest
     )
-    result = Fleet(trace, config, LinearStepTimes(), replicas=replicas, router=router, leap=leap).run().requests
+    result = (
+        equal_replicas(trace, config, LinearStepTimes(), replicas=replicas, router=router, leap=leap).run().requests
+    )
     rejected = trace["prompt_tokens"] + trace["output_tokens"] > longest
     assert result["status"].to_list() == ["rejected" if over else "finished" for over in rejected]
     assert result.filter(rejected)["replica"].to_list() == [-1] * int(rejected.sum())
@@ -73,7 +75,7 @@ def test_a_rejected_request_is_counted_and_the_conversation_goes_on() -> None:
         }
     )
     times = LinearStepTimes(base=0.5, per_token=0, per_kv=0)
-    result = Fleet(trace, EngineConfig(kv_blocks=100, max_model_len=100), times).run().requests
+    result = equal_replicas(trace, EngineConfig(kv_blocks=100, max_model_len=100), times).run().requests
     assert result["status"].to_list() == ["finished", "rejected", "finished", "finished"]
     assert result["arrival"].to_list() == [0.0, 2.0, 4.0, 5.0]
     assert result["finish"].to_list() == [1.0, None, 5.0, 7.5]
@@ -91,17 +93,21 @@ def test_a_parent_may_release_several_turns() -> None:
             "think_time": [None, 3.0, None],  # no think time said: at once
         }
     )
-    result = Fleet(trace, EngineConfig(kv_blocks=100), LinearStepTimes(base=1, per_token=0, per_kv=0)).run().requests
+    result = (
+        equal_replicas(trace, EngineConfig(kv_blocks=100), LinearStepTimes(base=1, per_token=0, per_kv=0))
+        .run()
+        .requests
+    )
     assert result["arrival"].to_list() == [0.0, 4.0, 1.0]
 
 
 def test_what_can_never_run_is_refused_before_the_start() -> None:
     trace = pl.DataFrame({"request_id": [0], "arrival": [0.0], "prompt_tokens": [33], "output_tokens": [1]})
     with pytest.raises(UserError, match=r"request 0: 33 prompt .* KV pool has 2 blocks of 16"):
-        Fleet(trace, EngineConfig(kv_blocks=2), LinearStepTimes())
+        equal_replicas(trace, EngineConfig(kv_blocks=2), LinearStepTimes())
     whole = EngineConfig(kv_blocks=10, max_num_batched_tokens=32, max_num_seqs=1, enable_chunked_prefill=False)
     with pytest.raises(UserError, match="max_num_batched_tokens is 32 and chunked prefill is off"):
-        Fleet(trace, whole, LinearStepTimes())
+        equal_replicas(trace, whole, LinearStepTimes())
     # The last token is never computed: exactly full is enough.
     full = trace.with_columns(prompt_tokens=pl.lit(30), output_tokens=pl.lit(3))
-    assert Fleet(full, EngineConfig(kv_blocks=2), LinearStepTimes()).run().requests["status"][0] == "finished"
+    assert equal_replicas(full, EngineConfig(kv_blocks=2), LinearStepTimes()).run().requests["status"][0] == "finished"

@@ -14,7 +14,7 @@ import pytest
 from engine_workloads import LinearStepTimes
 
 from sim.engine.config import EngineConfig
-from sim.fleet.fleet import Fleet
+from sim.fleet.equal_replicas import equal_replicas
 from traces.synth import SynthSpec, generate
 
 REQUESTS = 40_000
@@ -51,7 +51,7 @@ def check_mean(waits: np.ndarray, expected: float) -> None:
 def test_constant_service_is_m_d_1(load: float) -> None:
     service = 0.05
     trace = poisson_trace(load / service, {"distribution": "constant", "value": 100}, seed=1)
-    result = Fleet(trace, ONE_SERVER, LinearStepTimes(base=service, per_token=0, per_kv=0)).run()
+    result = equal_replicas(trace, ONE_SERVER, LinearStepTimes(base=service, per_token=0, per_kv=0)).run()
     assert set(result.steps["steps"]) == {1} and len(result.steps) == REQUESTS
     check_mean(result.requests["queue"].to_numpy(), load * service / (2 * (1 - load)))
 
@@ -61,7 +61,7 @@ def test_exponential_service_is_m_m_1(load: float) -> None:
     """A geometric number of tokens with a large mean is an exponential one, rounded."""
     tokens, service = 5_000, 0.05
     trace = poisson_trace(load / service, {"distribution": "geometric", "mean": tokens}, seed=2)
-    result = Fleet(trace, ONE_SERVER, LinearStepTimes(base=0, per_token=service / tokens, per_kv=0)).run()
+    result = equal_replicas(trace, ONE_SERVER, LinearStepTimes(base=0, per_token=service / tokens, per_kv=0)).run()
     service_rate, arrival_rate = 1 / service, load / service
     check_mean(result.requests["queue"].to_numpy(), load / (service_rate - arrival_rate))
 
@@ -71,7 +71,7 @@ def test_round_robin_of_constant_service_is_one_queue_for_all() -> None:
     service, replicas = 0.05, 3
     trace = poisson_trace(0.8 * replicas / service, {"distribution": "constant", "value": 100}, seed=3).head(5_000)
     times = LinearStepTimes(base=service, per_token=0, per_kv=0)
-    result = Fleet(trace, ONE_SERVER, times, replicas=replicas, router="round_robin").run()
+    result = equal_replicas(trace, ONE_SERVER, times, replicas=replicas, router="round_robin").run()
     free, expected = [0.0] * replicas, []
     for arrival in trace["arrival"]:
         expected.append(max(arrival, heappop(free)))
@@ -85,7 +85,7 @@ def test_of_exponential_services_the_shortest_queue_waits_least() -> None:
     trace = poisson_trace(replicas * load / service, {"distribution": "geometric", "mean": tokens}, seed=4)
     times = LinearStepTimes(base=0, per_token=service / tokens, per_kv=0)
     least, two, turns = (
-        float(Fleet(trace, ONE_SERVER, times, replicas=replicas, router=router).run().requests["queue"].mean())
+        float(equal_replicas(trace, ONE_SERVER, times, replicas=replicas, router=router).run().requests["queue"].mean())
         for router in ("least_outstanding", "power_of_two", "round_robin")
     )
     by_chance = load * service / (1 - load)  # split at random, a Poisson stream makes an M/M/1 of each replica

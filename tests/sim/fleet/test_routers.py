@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from sim.engine.config import EngineConfig
 from sim.engine.request import Request
-from sim.fleet.fleet import Fleet
+from sim.fleet.equal_replicas import equal_replicas
+from sim.fleet.load import Load
 from sim.fleet.routers import ROUTERS
 from sim.fleet.routers.prefix_aware import BALANCE_ABSOLUTE, BALANCE_RELATIVE, MATCH_THRESHOLD
 from sim.fleet.routers.router import Router, RouterSetting
@@ -24,8 +25,24 @@ LOADS = st.integers(1, 5).flatmap(
 )
 
 
-def make(name: str, replicas: int, *, kv_tokens: int = 10_000, seed: int = 0) -> Router:
-    return ROUTERS[name](RouterSetting(replicas, stream(seed, "router"), kv_tokens))
+class Told:
+    """A router that is told how many requests each replica has."""
+
+    def __init__(self, router: Router) -> None:
+        self.router = router
+
+    def choose(self, request: Request, requests: list[int]) -> int:
+        load = Load()
+        load.requests, load.tokens = list(requests), [100 * count for count in requests]
+        choice = self.router.choose(request, load)
+        assert load.requests == requests
+        return choice
+
+
+def make(name: str, replicas: int, *, kv_tokens: int = 10_000, seed: int = 0) -> Told:
+    router = ROUTERS[name](RouterSetting(stream(seed, "router"), kv_tokens))
+    router.members(range(replicas))
+    return Told(router)
 
 
 def prompt(*prefix_ids: int, block_tokens: int = 16) -> Request:
@@ -177,7 +194,7 @@ def test_prefix_aware_is_its_rule_told_naively(sequence: list[tuple[list[int], l
 @settings(max_examples=60, deadline=None)
 @given(configs(block_size=4), traces(), st.integers(1, 4))
 def test_a_fleet_deals_round_robin_evenly(config: EngineConfig, trace: pl.DataFrame, replicas: int) -> None:
-    result = Fleet(trace, config, LinearStepTimes(), replicas=replicas).run()
+    result = equal_replicas(trace, config, LinearStepTimes(), replicas=replicas).run()
     counts = np.bincount(result.requests["replica"], minlength=replicas)
     assert counts.max() - counts.min() <= 1
 
@@ -186,7 +203,7 @@ def test_a_fleet_deals_round_robin_evenly(config: EngineConfig, trace: pl.DataFr
 @given(configs(block_size=4), traces(), st.integers(1, 4))
 def test_a_fleet_counts_who_is_outstanding(config: EngineConfig, trace: pl.DataFrame, replicas: int) -> None:
     """Recounted from the finished table: each request went to the first of those replicas that had the fewest."""
-    result = Fleet(trace, config, LinearStepTimes(), replicas=replicas, router="least_outstanding").run()
+    result = equal_replicas(trace, config, LinearStepTimes(), replicas=replicas, router="least_outstanding").run()
     arrival, finish, replica = (result.requests[name].to_numpy() for name in ("arrival", "finish", "replica"))
     for index in range(len(trace)):
         # At one instant arrivals come before the ends of steps.
@@ -198,7 +215,7 @@ def test_a_fleet_counts_who_is_outstanding(config: EngineConfig, trace: pl.DataF
 @given(configs(block_size=4), traces(), st.sampled_from(sorted(ROUTERS)))
 def test_one_replica_needs_no_choice(config: EngineConfig, trace: pl.DataFrame, router: str) -> None:
     alone, other = (
-        Fleet(trace, config, LinearStepTimes(), router=name, seed=1).run() for name in ("round_robin", router)
+        equal_replicas(trace, config, LinearStepTimes(), router=name, seed=1).run() for name in ("round_robin", router)
     )
     assert alone.requests.equals(other.requests) and alone.steps.equals(other.steps)
 
@@ -217,7 +234,7 @@ def test_prefix_aware_keeps_conversations_together_where_round_robin_scatters_th
         }
     )
     cached = {
-        router: Fleet(trace, EngineConfig(kv_blocks=100), LinearStepTimes(), replicas=4, router=router)
+        router: equal_replicas(trace, EngineConfig(kv_blocks=100), LinearStepTimes(), replicas=4, router=router)
         .run()
         .requests["cached_tokens"]
         .sum()

@@ -15,8 +15,9 @@ from sim.engine.host_work import HostWorkSettings
 from sim.results.diagnosis.causes import CAUSES
 from sim.results.diagnosis.diagnosis import Diagnosis, diagnose
 from sim.results.recorder import EventRecorder
+from sim.study.deployment import deploy
 from sim.study.scenario import Scenario, make_scenario
-from sim.study.simulate import deploy, load_trace, simulate
+from sim.study.simulate import load_trace, simulate
 
 
 def found_in(

@@ -14,8 +14,9 @@ from ground.assumption import Assumption
 from ground.errors import UserError
 from sim.results.folder import read_run, write_run
 from sim.results.metric_names import flatten
+from sim.study.deployment import Deployment, deploy_profile
 from sim.study.scenario import EngineSettings, Scenario, make_scenario
-from sim.study.simulate import Deployment, deploy_profile, simulate
+from sim.study.simulate import simulate
 
 MODEL = load_model("Llama-3.1-8B")
 DEVICE = "h100-sxm-80gb"

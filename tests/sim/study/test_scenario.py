@@ -12,8 +12,9 @@ from polars.testing import assert_frame_equal
 
 from ground.errors import UserError
 from sim.engine.presets import PRESETS
+from sim.study.deployment import deploy
 from sim.study.scenario import Scenario, load_scenario, make_scenario, parse_override
-from sim.study.simulate import deploy, simulate
+from sim.study.simulate import simulate
 
 SYNTH = {
     "requests": 30,

@@ -1,0 +1,88 @@
+"""One replica of a pool: an engine with what stands before it, and the requests that it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sim.engine.clock import Clock
+from sim.engine.config import EngineConfig
+from sim.engine.process import Engine, StepTimes
+from sim.engine.request import Request
+from sim.engine.step_costs import StepCosts
+from sim.fleet.weight_cache import WeightCache
+from sim.fleet.world import World
+from sim.results.recorder import EventRecorder
+
+
+def no_costs(replica: int, events: EventRecorder) -> StepCosts | None:
+    return None
+
+
+@dataclass(frozen=True)
+class ReplicaKind:
+    """What all replicas of a pool are.
+
+    `costs` makes what a replica's steps take beyond `step_times`; `weights` the cache of models that stands before its
+    engine, where there is one. `gpu_hour_price` is of one of its `gpus`; None: not given.
+    """
+
+    engine: EngineConfig
+    step_times: StepTimes
+    costs: Callable[[int, EventRecorder], StepCosts | None] = no_costs
+    weights: Callable[[Clock, int, EventRecorder, Callable[[Request], None]], WeightCache] | None = None
+    gpus: int = 1
+    gpu_hour_price: float | None = None
+
+
+class Replica:
+    """`number` is its own in the whole fleet. `on_finish` is told of every request that it has served."""
+
+    def __init__(
+        self, world: World, number: int, kind: ReplicaKind, on_finish: Callable[[Replica, Request], None]
+    ) -> None:
+        self.number = number
+        self.place = 0  # among the members of its pool, while it is one
+        self.outstanding: dict[int, Request] = {}  # by request_id, in the order in which they came
+        self.leaving = False  # it gets no more requests
+        self._world = world
+        self._on_finish = on_finish
+        self.engine = Engine(
+            world.clock,
+            number,
+            kind.engine,
+            kind.step_times,
+            world.steps,
+            world.events,
+            self._finished,
+            costs=kind.costs(number, world.events),
+            leap=world.leap,
+        )
+        self._cache: WeightCache | None = None
+        if kind.weights is not None:
+            self._cache = kind.weights(world.clock, number, world.events, self.engine.submit)
+        self._host: Engine | WeightCache = self._cache or self.engine
+
+    def submit(self, request: Request) -> None:
+        self.outstanding[request.request_id] = request
+        self._host.submit(request)
+
+    def abort(self, request: Request) -> None:
+        """Its client has gone."""
+        del self.outstanding[request.request_id]
+        self._host.abort(request)
+
+    def close(self, end: float) -> None:
+        """It ended then, or the run did."""
+        engine, world = self.engine, self._world
+        engine.close(end)
+        if engine.retention is not None:
+            world.accounts[self.number] = engine.retention.accounts
+        if engine.reservation_use is not None:
+            world.uses.append(engine.reservation_use)
+
+    def _finished(self, request: Request) -> None:
+        del self.outstanding[request.request_id]
+        if self._cache is not None:
+            self._cache.finished(request)
+        self._on_finish(self, request)

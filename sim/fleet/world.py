@@ -1,0 +1,36 @@
+"""What all parts of one simulated fleet share: the clock, the tables being written, and the seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from sim.engine.clock import Clock
+from sim.engine.request import Request
+from sim.engine.reservation_use import ReservationUse
+from sim.engine.session_accounts import SessionAccounts
+from sim.results.recorder import EventRecorder, RequestRecorder, StepRecorder
+from sim.results.replica_recorder import ReplicaRecorder
+
+# How a request may end (column `status` of the requests table).
+FINISHED = "finished"
+REJECTED = "rejected"  # longer than an engine takes
+SHED = "shed"  # turned away at the door
+TIMED_OUT = "timed_out"  # its client gave up
+FAILED = "failed"  # lost with a replica, and not tried again
+
+# Told of every request that ends, with one of the words above.
+OnEnd = Callable[[Request, str], None]
+
+
+@dataclass
+class World:
+    requests: RequestRecorder
+    seed: int = 0
+    leap: bool = True
+    clock: Clock = field(default_factory=Clock)
+    steps: StepRecorder = field(default_factory=StepRecorder)
+    events: EventRecorder = field(default_factory=EventRecorder)
+    replicas: ReplicaRecorder = field(default_factory=ReplicaRecorder)
+    accounts: dict[int, SessionAccounts] = field(default_factory=dict)  # by replica, of those that have ended
+    uses: list[ReservationUse] = field(default_factory=list)  # of the same

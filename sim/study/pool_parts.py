@@ -1,0 +1,70 @@
+"""From one pool's engine settings to what its replicas are, and what had to be assumed for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import polars as pl
+
+from ground.assumption import Assumption
+from sim.fleet.fit import check_fit
+from sim.fleet.replica import ReplicaKind
+from sim.study.deployment import Deployment
+from sim.study.engine_memory import check_contexts, has_pool
+from sim.study.host_weights import HostWeights
+from sim.study.scenario import EngineSettings, Scenario
+from sim.study.step_sources import StepSources
+from traces.table import Trace
+
+
+class PoolParts:
+    """Made for one run. `kind` is what the replicas are."""
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        trace: Trace,
+        settings: EngineSettings,
+        deployment: Deployment,
+        *,
+        gpu_hour_price: float | None,
+    ) -> None:
+        """Raises UserError: a request can never run on such a replica, or its host cannot hold a model that is asked
+        for."""
+        model = deployment.step_times.model
+        check_contexts(settings, model, trace.requests)
+        check_fit(trace.requests, deployment.config)
+        cache = scenario.fleet.weight_cache
+        hosted = None if cache is None else HostWeights(cache, model, trace, scenario.seed)
+        self.deployment = deployment
+        self.sources = StepSources(
+            settings, deployment.config, deployment.step_times, deployment.memory, deployment.shapes
+        )
+        self.kind = ReplicaKind(
+            deployment.config,
+            deployment.step_times,
+            self.sources.make,
+            None if hosted is None else hosted.make,
+            settings.gpus,
+            gpu_hour_price,
+        )
+        # KV blocks of one replica; None where it has no pool of them.
+        self.kv_blocks = deployment.config.kv_blocks * settings.data_parallel if has_pool(settings) else None
+        self.assumptions: Sequence[Assumption] = [
+            *deployment.assumptions,
+            *(() if hosted is None else hosted.assumptions),
+        ]
+
+    def extrapolated(self) -> list[Assumption]:
+        """After the run: how often its step times were asked for outside what was measured."""
+        return [
+            Assumption(f"latency.extrapolated.{kernel}", count, "look-ups", "assumed", "outside the measured grid")
+            for kernel, count in self.deployment.step_times.extrapolated.items()
+            if count
+        ]
+
+
+def memory_of(pools: Sequence[PoolParts]) -> pl.DataFrame | None:
+    """After the run: the memory of all devices over time, where it was modelled."""
+    tables = [table for pool in pools if (table := pool.sources.memory_table()) is not None]
+    return pl.concat(tables).sort("time", "replica", maintain_order=True) if tables else None
