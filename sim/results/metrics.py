@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from sim.results import memory_metrics
+from sim.results import cost, memory_metrics
 from sim.results.metric_names import LATENCIES, STATISTICS
 from sim.results.slo import Slo
 
@@ -46,9 +46,8 @@ def compute(
     - `prefix_hit_rate`: prompt tokens found in the prefix cache, of all prompt tokens of requests that were scheduled.
     - `preemptions`: their number over all requests, those of engines that were started anew included.
     - `gpu_seconds`: those of every replica from when it was asked for until it was given back, within `duration`;
-      without a table of replicas `gpus` × `duration`. `cost.total`: that at each replica's price, without a table at
-      `gpu_hour_price`, in the price's currency; `cost.per_million_output_tokens`: per million output tokens of
-      finished requests.
+      without a table of replicas `gpus` × `duration`. `cost`: `total` is that at each replica's price, without a table
+      at `gpu_hour_price`, in the price's currency; the others are of `cost.compute`, per what finished requests got.
     - `decode_batch`: mean number of decoding sequences over the steps that decode.
     - `memory`: what `memory_metrics.compute` says of the memory table, where there is one.
     - `busy`: share of `duration` in which a replica runs a step, for each replica that ran one, and their mean.
@@ -70,17 +69,15 @@ def compute(
     window = (window if last is None else window.filter(pl.col("start") < last)).sort(
         "replica", "end", "start", "kv_blocks"
     )
-    rows_of_replicas = _by_replica(
-        window.with_columns(pl.col("start", "end").clip(lower_bound=first, upper_bound=last))
-    )
-    busy = {str(rows["replica"][0]): _ratio(_busy_time(rows), duration) for rows in rows_of_replicas}
+    by_replica = _by_replica(window.with_columns(pl.col("start", "end").clip(lower_bound=first, upper_bound=last)))
+    busy = {str(rows["replica"][0]): _ratio(_busy_time(rows), duration) for rows in by_replica}
 
     attainment = _ratio(len(good), len(requests))
     output_tokens = int(finished["output_tokens"].sum())
     gpu_seconds = _product(gpus, duration)
-    cost = None if gpu_seconds is None or gpu_hour_price is None else gpu_seconds / 3600 * gpu_hour_price
+    paid = None if gpu_seconds is None or gpu_hour_price is None else gpu_seconds / 3600 * gpu_hour_price
     if replicas is not None and first is not None and last is not None:
-        gpu_seconds, cost = _paid(replicas, first, last)
+        gpu_seconds, paid = _paid(replicas, first, last)
     decode_seqs, step_count = pl.col("decode_seqs"), pl.col("steps").cast(pl.Int64)
     decoded, decode_steps = window.select(
         decoded=(decode_seqs * step_count).sum(), steps=step_count.filter(decode_seqs > 0).sum()
@@ -114,10 +111,7 @@ def compute(
         "gpus": gpus,
         "gpu_seconds": gpu_seconds,
         "gpu_hour_price": gpu_hour_price,
-        "cost": {
-            "total": cost,
-            "per_million_output_tokens": _ratio(_product(cost, 1e6), output_tokens),
-        },
+        "cost": cost.compute(paid, finished, good, replicas, first, last),
         "decode_batch": _ratio(decoded, decode_steps),
         **({} if memory is None else {"memory": memory_metrics.compute(memory, last, events)}),
         "busy": {
@@ -141,11 +135,9 @@ def _product(left: float | None, right: float | None) -> float | None:
 
 def _paid(replicas: pl.DataFrame, first: float, last: float) -> tuple[float, float | None]:
     """GPU seconds between two moments, and what they cost; None where a replica has no price."""
-    since, until = pl.col("requested").clip(first, last), pl.col("ended").fill_null(last).clip(first, last)
-    seconds = (until - since) * pl.col("gpus")
-    paid = replicas.select(seconds=seconds, cost=seconds / 3600 * pl.col("gpu_hour_price"))
-    cost = None if paid["cost"].null_count() else float(paid["cost"].sum())
-    return float(paid["seconds"].sum()), cost
+    paid = cost.with_paid(replicas, first, last)
+    total = None if paid["cost"].null_count() else float(paid["cost"].sum())
+    return float(paid["gpu_seconds"].sum()), total
 
 
 def _meets(slo: Slo) -> pl.Expr:

@@ -155,7 +155,15 @@ def test_a_run_worked_out_by_hand() -> None:
         schema=STEPS,
     )
     metrics = numbers(requests, steps, Slo(ttft=1.0, attainment=0.5))
-    assert metrics["requests"] == {"total": 3, "finished": 2, "rejected": 1, "failed": 0, "unfinished": 0}
+    assert metrics["requests"] == {
+        "total": 3,
+        "finished": 2,
+        "rejected": 1,
+        "shed": 0,
+        "timed_out": 0,
+        "failed": 0,
+        "unfinished": 0,
+    }
     assert metrics["duration"] == 20.0
     assert metrics["throughput"] == {"requests": 0.1, "output_tokens": 1.0, "prompt_tokens": 10.0}
     # The second request's first token precedes its arrival in this table, so its TTFT is within any limit.
