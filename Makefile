@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo slowdown test lint types unit bench clean
+.PHONY: install demo slowdown fleet test lint types unit bench clean
 .DELETE_ON_ERROR:
 
 install: .venv/.installed
@@ -10,7 +10,7 @@ install: .venv/.installed
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,client,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,client,forecast,telemetry,dev]'
 	touch $@
 
 # Calibrate on this CPU, sweep a study with the result, replay its winner and its baseline on the real engine.
@@ -23,6 +23,10 @@ demo: install
 # Every symptom of an engine that gets slower, and what its remedy gives.
 slowdown: install
 	$(BIN)/python examples/slowdown/run.py -o runs/slowdown --force
+
+# Policies of a fleet side by side: scaling, routing, disaggregation, placement, model caches, failures.
+fleet: install
+	$(BIN)/python examples/fleet/run.py -o runs/fleet --force
 
 test: lint types unit
 

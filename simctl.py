@@ -14,7 +14,9 @@ _COMMANDS = {
     ),
     "run": ("sim.commands", "run", "Simulate one scenario."),
     "sweep": ("sim.commands", "sweep", "Simulate a study: many scenarios over a parameter space."),
+    "forecast": ("sim.forecast_command", "forecast", "Predict a trace's load, and compare with what came."),
     "diagnose": ("sim.diagnose_command", "diagnose", "Say what the requests of a run waited for, by cause."),
+    "telemetry": ("sim.telemetry_command", "telemetry", "Write a run as OpenMetrics text and OpenTelemetry spans."),
     "validate": ("validate.commands", "validate", "Check predictions against a real engine."),
 }
 

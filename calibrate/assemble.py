@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import median
 from typing import Any
 
@@ -16,6 +17,8 @@ from calibrate.latency import StepLatency
 from calibrate.profile import KEYS, Profile
 
 Record = dict[str, Any]
+
+_TILE = 256  # tokens: the largest that a library's products are cut into
 
 
 def assemble(profile: Profile, records: Sequence[Record]) -> None:
@@ -87,7 +90,60 @@ def _overhead(profile: Profile, steps: Sequence[Record]) -> pl.DataFrame:
                 "samples": step["samples"],
             }
         )
-    return pl.DataFrame(rows).sort("sequences", "tokens")
+    rows = on_the_grid(rows, set(profile.table("dense")["tokens"].to_list()))
+    return pl.DataFrame(rows + between(rows)).sort("sequences", "tokens")
+
+
+def on_the_grid(rows: Sequence[Record], grid: Collection[int]) -> list[Record]:
+    """The overhead without what the products' tables get wrong between two points of their grid.
+
+    From a tile of tokens on, products take longer in steps, and not at the grid's points alone: measured a little
+    beyond a point, the rest of a step would pass for the host's time. So a row off the grid becomes what a step of one
+    sequence took that is on it, and what as many sequences were measured to add where all tokens are in one tile.
+    """
+    known = {(row["sequences"], row["tokens"] - row["sequences"]): row for row in rows}
+    found = []
+    for row in rows:
+        sequences, tokens = row["sequences"], row["tokens"]
+        extra = tokens - sequences
+        below = [at for of, at in known if of == sequences and at > 0 and of + at <= _TILE and (1, at) in known]
+        if (
+            tokens <= _TILE
+            or not extra
+            or tokens in grid
+            or 1 + extra not in grid
+            or (1, extra) not in known
+            or not below
+        ):
+            found.append(row)
+            continue
+        base, more, less = known[1, extra], known[sequences, max(below)], known[1, max(below)]
+        found.append(row | {name: base[name] + more[name] - less[name] for name in ("seconds", "p10", "p90")})
+    return found
+
+
+def between(rows: Sequence[Record]) -> list[Record]:
+    """Where steps of some batch size were measured without a prefill alone: those with one, linear between neighbours.
+
+    So that every batch size has the same axis. Beyond the outermost neighbour it is the neighbour's. Such a row has no
+    samples.
+    """
+    extras: dict[int, dict[int, Record]] = defaultdict(dict)
+    for row in rows:
+        extras[row["sequences"]][row["tokens"] - row["sequences"]] = row
+    most = max(len(of_one) for of_one in extras.values())
+    whole = sorted(sequences for sequences, of_one in extras.items() if len(of_one) == most)
+    found = []
+    for sequences in extras.keys() - set(whole):
+        above = bisect_left(whole, sequences)
+        low, high = whole[max(0, above - 1)], whole[min(above, len(whole) - 1)]
+        share = (sequences - low) / (high - low) if low < sequences < high else 0.0
+        near = low if sequences > low else high
+        for extra in extras[near].keys() - extras[sequences].keys():
+            first, second = extras[near][extra], extras[high if share else near][extra]
+            values = {name: first[name] + share * (second[name] - first[name]) for name in ("seconds", "p10", "p90")}
+            found.append({"sequences": sequences, "tokens": sequences + extra, **values, "samples": 0})
+    return found
 
 
 def _predict(profile: Profile, held_out: dict[str, list[Record]]) -> pl.DataFrame:

@@ -74,7 +74,11 @@ class AttentionLaw:
         if alone is None:
             return seconds, inside
         if self._beside is None:
-            return seconds + alone(kv_tokens), inside and alone.covers(kv_tokens)
+            added = alone(kv_tokens)
+            if self.skew and spread:
+                sums = [np.array([float(value)]) for value in (kv_tokens, spread.squares, spread.longest)]
+                added *= 1.0 + float(self.skew.relative(decodes, sums[0], sums[1], sums[2])[0])
+            return seconds + added, inside and alone.covers(kv_tokens)
         chunk, cached = max(prefills)
         added, covered = self._beside(chunk, cached, decodes, kv_tokens / decodes, self.prefill)
         seconds += added

@@ -23,7 +23,15 @@ def calibrate() -> None:
 
 @calibrate.command()
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), required=True, help="Where the kernels run.")
-@click.option("--model", required=True, metavar="MODEL", help="A Hugging Face config.json, or a bundled name.")
+@click.option("--model", metavar="MODEL", help="A Hugging Face config.json, or a bundled name.")
+@click.option(
+    "--collectives",
+    is_flag=True,
+    help="Time what ranks exchange instead of a model's kernels, into the profile OUT or a new one.",
+)
+@click.option(
+    "--ranks", default="2,4", show_default=True, metavar="N,N", help="With --collectives: between how many ranks."
+)
 @click.option("--tp", type=click.IntRange(1), default=1, show_default=True, help="Time one rank's share of the model.")
 @click.option(
     "--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads; one is the steadiest."
@@ -32,14 +40,33 @@ def calibrate() -> None:
 @click.option("--quick", is_flag=True, help="A coarse grid of a few seconds, not for predictions.")
 @click.option("--force", is_flag=True, help="Replace the profile that is there.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder of the profile.")
-def run(device: str, model: str, tp: int, threads: int, block_size: int, quick: bool, force: bool, out: Path) -> None:
+def run(
+    device: str,
+    model: str | None,
+    collectives: bool,
+    ranks: str,
+    tp: int,
+    threads: int,
+    block_size: int,
+    quick: bool,
+    force: bool,
+    out: Path,
+) -> None:
     """Time a model's real kernels on this machine and write a profile.
 
-    A run that was stopped goes on where it was when the same command is given again.
+    A run that was stopped goes on where it was when the same command is given again. With --collectives it times
+    all-reduce, all-gather, reduce-scatter, all-to-all and send/receive: between processes on a CPU (gloo), or GPUs
+    (NCCL).
     """
-    shape = load_model(model)
+    if collectives == (model is not None):
+        found = "both --model and --collectives" if collectives else "neither --model nor --collectives"
+        raise UserError(f"calibrate run: {found}; expected one of them")
+    shape = load_model(model) if model is not None else None
     if importlib.util.find_spec("torch") is None:
         raise UserError("calibrate run needs torch, which is not installed; expected: pip install 'simctl[torch]'")
+    if shape is None:
+        _run_collectives(device, ranks, quick, force, out)
+        return
     from calibrate.microbench.grid import cpu_grid, cuda_grid, quick_grid
     from calibrate.microbench.measure import measure
 
@@ -55,6 +82,20 @@ def run(device: str, model: str, tp: int, threads: int, block_size: int, quick: 
             out=out.absolute(),
             force=force,
         )
+    except KeyboardInterrupt:
+        raise UserError(f"{out}: stopped; the finished points are kept, the same command goes on with them") from None
+    _print(profile)
+    click.echo(f"Profile written to {out}")
+
+
+def _run_collectives(device: str, ranks: str, quick: bool, force: bool, out: Path) -> None:
+    from calibrate.microbench.collectives import collective_grid, measure_collectives
+
+    counts = [int(part) if part.strip().isdecimal() else 0 for part in ranks.split(",")]
+    if any(count < 2 for count in counts) or sorted(set(counts)) != counts:
+        raise UserError(f"--ranks {ranks}: expected rising numbers from 2 on, such as 2,4")
+    try:
+        profile = measure_collectives(device, collective_grid(device, counts, quick=quick), out.absolute(), force=force)
     except KeyboardInterrupt:
         raise UserError(f"{out}: stopped; the finished points are kept, the same command goes on with them") from None
     _print(profile)

@@ -65,6 +65,9 @@ class Curve:
     def plus(self, constant: float) -> Curve:
         return self._with(self.xs, [y + constant for y in self.ys], self.slopes)
 
+    def times(self, factor: float) -> Curve:
+        return self._with(self.xs, [y * factor for y in self.ys], [slope * factor for slope in self.slopes])
+
     def at_least(self, least: float) -> Curve:
         """The larger of the curve and a constant, for x ≥ 0; the same grid, with a point more where they cross."""
         starts, values, slopes = self.xs, self.ys, self.slopes

@@ -25,7 +25,8 @@ _CHUNKS = [1, *(2**k for k in range(4, 15))]
 
 @dataclass(frozen=True)
 class Device:
-    """Published figures: dense bf16 FLOP/s, memory bandwidth in bytes/s, memory in bytes, board power in watts.
+    """Published figures: dense bf16 FLOP/s, memory bandwidth in bytes/s, memory in bytes, board power and what it draws
+    without a process in watts.
 
     `multiprocessors` and `flash_attention` (the version of the kernels that vLLM runs there) are None where the
     bundled datasheet does not say.
@@ -36,6 +37,7 @@ class Device:
     bandwidth: float
     memory: int
     tdp: float
+    idle: float
     source: str
     multiprocessors: int | None = None
     flash_attention: int | None = None
@@ -53,6 +55,7 @@ def devices() -> dict[str, Device]:
             float(entry["bandwidth"]),
             int(entry["memory"]),
             float(entry["tdp"]),
+            float(entry["idle"]),
             entry["source"],
             entry.get("multiprocessors"),
             entry.get("flash_attention"),

@@ -134,9 +134,11 @@ class DecodeGraphs:
                 self._held[row] = blocks
         rows[n:size, : _BLOCKS + 1] = self._padding
         self._held[n:size] = [[]] * (size - n)
-        staged = torch.empty((size, rows.shape[1]), dtype=self._inputs.dtype, pin_memory=self._inputs.is_cuda)
-        staged.numpy()[:] = rows[:size]
-        self._inputs[:size].copy_(staged, non_blocking=True)
+        # Of the block tables as much as the longest one fills: behind it nothing is read.
+        width = _BLOCKS + min(max((len(one.blocks) for one in packed), default=1), self._capacity)
+        staged = torch.empty((size, width), dtype=self._inputs.dtype, pin_memory=self._inputs.is_cuda)
+        staged.numpy()[:] = rows[:size, :width]
+        self._inputs[:size, :width].copy_(staged, non_blocking=True)
 
     def _pass(self, size: int, packed: Sequence[SequenceInput] = ()) -> None:
         """A forward pass over the first rows. What is captured depends on `size` alone, and not on `packed`."""

@@ -52,6 +52,17 @@ class DecodeLaw:
             self.extrapolated,
         )
 
+    def times(self, factor: float) -> DecodeLaw:
+        """The same where every step takes `factor` times as long."""
+        return DecodeLaw(
+            self.decodes,
+            self.fixed * factor,
+            self.attention.times(factor),
+            self.least * factor,
+            self.outside,
+            self.extrapolated,
+        )
+
     def count(self, kv_tokens: int, steps: int = 1) -> None:
         """Count what lies outside the grid of so many steps in a row, the first of which reads `kv_tokens`."""
         last = kv_tokens + (steps - 1) * self.decodes

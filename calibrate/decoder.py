@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from calibrate.kernels.attention import AttentionPlan, paged_attention, plan_decodes, plan_prefill
@@ -14,11 +16,11 @@ from calibrate.kernels.backend import uses_triton
 from calibrate.kernels.embedding import embedding
 from calibrate.kernels.gpu.paged_plan import PagedPlan, plan_paged
 from calibrate.kernels.gpu.upload import upload
-from calibrate.kernels.kv_write import kv_write
-from calibrate.kernels.linear import linear
+from calibrate.kernels.linear import gate_up_product, product
 from calibrate.kernels.qk_norm import qk_norm
 from calibrate.kernels.rmsnorm import add_rmsnorm
-from calibrate.kernels.rotary import rotary, rotary_tables
+from calibrate.kernels.rotary import rotary_tables
+from calibrate.kernels.rotary_write import rotary_write
 from calibrate.kernels.sampling import greedy
 from calibrate.kernels.silu_mul import silu_mul
 from calibrate.model import ModelShape
@@ -177,27 +179,20 @@ class Decoder:
         """Pack a batch and plan its attention."""
         order = self.order(batch)
         packed = [batch[index] for index in order]
-        tokens: list[int] = []
-        positions: list[int] = []
-        slots: list[int] = []
-        last: list[int] = []
-        size = self.block_size
-        for sequence in packed:
-            start, blocks = sequence.start, sequence.blocks
-            end = start + len(sequence.tokens)
-            tokens.extend(sequence.tokens)
-            positions.extend(range(start, end))
-            slots.extend([blocks[p // size] * size + p % size for p in range(start, end)])
-            last.append(len(tokens) - 1)
-        plan = self.plan(
-            [len(sequence.tokens) for sequence in packed],
-            [sequence.start + len(sequence.tokens) for sequence in packed],
-            [sequence.blocks for sequence in packed],
-        )
-        lists = [tokens, positions, slots, last]
+        new = np.array([len(sequence.tokens) for sequence in packed])
+        starts = np.array([sequence.start for sequence in packed])
+        ends = new.cumsum()
+        positions = np.arange(new.sum()) + np.repeat(starts - ends + new, new)
+        plan = self.plan(new.tolist(), (starts + new).tolist(), [sequence.blocks for sequence in packed])
+        lists = [
+            np.fromiter(chain.from_iterable(sequence.tokens for sequence in packed), np.int64, len(positions)),
+            positions,
+            self._slots(packed),
+            ends - 1,
+        ]
         places = self.sources(packed)
         if max(places, default=-1) >= 0:
-            lists.append([place for place, one in zip(places, packed, strict=True) for _ in one.tokens])
+            lists.append(np.repeat(np.array(places), new))
         on_device = upload(self.device, *lists) if uses_triton(self.device) else [torch.tensor(one) for one in lists]
         return Layout(
             tokens=on_device[0],
@@ -208,6 +203,20 @@ class Decoder:
             order=order,
             sources=on_device[4] if len(on_device) > 4 else None,
         )
+
+    def _slots(self, packed: Sequence[SequenceInput]) -> np.ndarray:
+        """Where the keys and values of every new token go, [T]."""
+        size = self.block_size
+        parts = []
+        for one in packed:
+            start, end = one.start, one.start + len(one.tokens)
+            if end - start == 1:
+                parts.append([one.blocks[start // size] * size + start % size])
+            else:
+                blocks = np.array(one.blocks[start // size : (end - 1) // size + 1])
+                slots = (blocks[:, None] * size + np.arange(size)).ravel()
+                parts.append(slots[start % size :][: end - start].tolist())
+        return np.fromiter(chain.from_iterable(parts), np.int64)
 
     def order(self, batch: Sequence[SequenceInput]) -> list[int]:
         """Which sequence of the batch stands where when it is packed."""
@@ -280,30 +289,32 @@ class Decoder:
             sampled = self.sampled.index_select(0, layout.sources.clamp(min=0))
             tokens = torch.where(layout.sources < 0, tokens, sampled)
         residual = embedding(tokens, weights.embedding)
-        x = torch.zeros_like(residual)
+        parts = torch.zeros_like(residual)[None]
         for layer, cache in zip(weights.layers, self.caches, strict=True):
-            x = add_rmsnorm(x, residual, layer.input_norm, eps)
-            qkv = linear(x, layer.qkv_proj).view(len(x), -1, model.head_dim)
+            x = add_rmsnorm(parts, residual, layer.input_norm, eps)
+            # Heads that are normalised (Qwen3) must be whole before it.
+            normed = layer.query_norm is not None and layer.key_norm is not None
+            parts = product(x, layer.qkv_proj, in_parts=not normed)
+            qkv = parts.view(*parts.shape[:2], -1, model.head_dim)
             if layer.query_norm is not None and layer.key_norm is not None:
-                self.qk_norm(qkv, layer.query_norm, layer.key_norm)
-            rotary(qkv[:, : model.heads + model.kv_heads], cos, sin)
-            x = self.attention(qkv, cache, layout)
-            x = linear(x, layer.o_proj)
-            x = add_rmsnorm(x, residual, layer.post_norm, eps)
-            x = linear(x, layer.gate_up_proj)
-            x = silu_mul(x)
-            x = linear(x, layer.down_proj)
-        x = add_rmsnorm(x, residual, weights.final_norm, eps)
+                self.qk_norm(qkv[0], layer.query_norm, layer.key_norm)
+            query = rotary_write(qkv, cos, sin, cache, layout.slots)
+            x = self.attention(query, cache, layout)
+            parts = product(x, layer.o_proj)
+            x = add_rmsnorm(parts, residual, layer.post_norm, eps)
+            x, activated = gate_up_product(x, layer.gate_up_proj)
+            if not activated:
+                x = silu_mul(x)
+            parts = product(x, layer.down_proj)
+        x = add_rmsnorm(parts, residual, weights.final_norm, eps)
         if len(layout.last) < len(x):
             x = x.index_select(0, layout.last)
-        return greedy(linear(x, weights.lm_head))
+        return greedy(product(x, weights.lm_head, in_parts=False)[0])
 
     def qk_norm(self, qkv: torch.Tensor, query_norm: torch.Tensor, key_norm: torch.Tensor) -> None:
         """Normalise each query and key head of [T, heads + 2·kv_heads, head_dim] in place (Qwen3)."""
         qk_norm(qkv, query_norm, key_norm, self.model.heads, self.model.kv_heads, self.model.rms_eps)
 
-    def attention(self, qkv: torch.Tensor, cache: torch.Tensor, layout: Layout) -> torch.Tensor:
-        """Write a layer's new keys and values, then attend: [T, heads + 2·kv_heads, head_dim] → [T, features]."""
-        heads, kv_heads = self.model.heads, self.model.kv_heads
-        kv_write(cache, layout.slots, qkv[:, heads:].view(-1, 2, kv_heads, self.model.head_dim))
-        return paged_attention(qkv[:, :heads], cache, self.block_size, layout.attention)
+    def attention(self, query: torch.Tensor, cache: torch.Tensor, layout: Layout) -> torch.Tensor:
+        """Attend, the new keys and values lie in the cache: [T, heads, head_dim] → [T, features]."""
+        return paged_attention(query, cache, self.block_size, layout.attention)

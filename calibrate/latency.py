@@ -318,7 +318,7 @@ class StepLatency:
         return skew
 
     def _experts_law(self, profile: Profile) -> ExpertsLaw:
-        ranks = self.parallelism.gpus
+        ranks = self.parallelism.tensor * self.parallelism.data
         measured = int(profile.grid.get("expert_slices", 1))
         slices = (1 if self.parallelism.expert else ranks) / measured
         if slices != 1:
@@ -334,10 +334,10 @@ class StepLatency:
 
     def _exchange_of(self, profile: Profile, given: Collectives | None) -> Exchange:
         parallelism = self.parallelism
-        if parallelism.tensor == 1 and (parallelism.data == 1 or self.experts is None):
+        if parallelism.tensor == parallelism.pipeline == 1 and (parallelism.data == 1 or self.experts is None):
             return Exchange(self.model, parallelism, None)
         exchange = Exchange(self.model, parallelism, given or collectives_of(profile))
-        self.assumptions.append(exchange.assumption(profile.device))
+        self.assumptions += exchange.assumptions(profile.device)
         return exchange
 
     def _overhead_rows(self, profile: Profile, given: float | None) -> Surface:

@@ -1,4 +1,5 @@
-"""Where the times of collective operations come from: the profile, or a bundled table of its device."""
+"""Where the times of collective operations come from: the profile, a bundled table of its device, or how its GPUs are
+linked."""
 
 from __future__ import annotations
 
@@ -8,21 +9,23 @@ import polars as pl
 
 from calibrate.collective_law import Collectives
 from calibrate.datasheet import device_like
+from calibrate.fabric import FABRICS
 from calibrate.profile import Profile
 
 _BUNDLED = Path(__file__).parent / "collectives"
 
 
 def collectives_of(profile: Profile) -> Collectives | None:
-    """None where neither the profile nor a bundled table knows."""
-    if "collective" in profile.tables:
-        return Collectives(profile.table("collective"), f"profile {profile.name}")
+    """None where neither the profile nor a bundled table knows, nor anybody how GPUs of its device are linked."""
     device = device_like(profile.device)
+    fabric = None if device is None else FABRICS.get(device.name)
+    if "collective" in profile.tables:
+        return Collectives(profile.table("collective"), f"profile {profile.name}", fabric)
     path = None if device is None else _BUNDLED / f"{device.name}.parquet"
-    if path is None or not path.is_file():
-        return None
-    table = pl.read_parquet(path)
-    return Collectives(table, ", ".join(table["source"].unique().sort()))
+    if path is not None and path.is_file():
+        table = pl.read_parquet(path)
+        return Collectives(table, ", ".join(table["source"].unique().sort()), fabric)
+    return None if fabric is None else Collectives(None, f"links of {profile.device}", fabric)
 
 
 def bundled_collectives() -> list[tuple[str, str, str, str]]:

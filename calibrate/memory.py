@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from calibrate.datasheet import find_device
 from calibrate.model import ModelShape
+from calibrate.pipeline_memory import StageMemory, stage_memories
 from calibrate.profile import Profile
 from ground.assumption import Assumption, Source
 from ground.errors import UserError
@@ -22,16 +23,21 @@ _NCCL_BYTES = {1: 0, 2: 342_000_000, 4: 392_000_000, 8: 392_000_000}
 _SAMPLER_BYTES_PER_LOGIT = 4 * 8
 
 
-def activation_peak(model: ModelShape, tp: int, max_num_batched_tokens: int, max_num_seqs: int) -> int:
+def activation_peak(
+    model: ModelShape, tp: int, max_num_batched_tokens: int, max_num_seqs: int, *, samples: bool = True
+) -> int:
     """Bytes of the larger of two peaks: an MLP on a full token budget, or the sampler on a full batch.
 
-    The MLP holds residual, input, gate and up, and their product; the sampler sees the gathered vocabulary.
+    The MLP holds residual, input, gate and up, and their product; the sampler sees the gathered vocabulary. A pipeline
+    stage before the last `samples` nothing.
     """
     rank = model.shard(tp)
     width = rank.intermediate
     if rank.experts:
         width = rank.moe_intermediate * rank.experts_per_token
     mlp = max_num_batched_tokens * (2 * rank.hidden + 3 * width) * rank.dtype_bytes
+    if not samples:
+        return mlp
     hidden = max_num_batched_tokens * rank.hidden * rank.dtype_bytes
     sampler = hidden + min(max_num_seqs, max_num_batched_tokens) * model.vocab * _SAMPLER_BYTES_PER_LOGIT
     return max(mlp, sampler)
@@ -73,8 +79,9 @@ def kv_block_count(
     max_num_seqs: int = 256,
     *,
     data: int = 1,
+    stages: int = 1,
 ) -> tuple[int, list[Assumption]]:
-    """KV blocks of one rank, and every term of the sum.
+    """KV blocks of one rank, and every term of the sum; of a pipeline, on the stage that has room for fewest.
 
     device bytes · utilization − weights − activation peak − memory outside torch, divided by a block's bytes. CUDA
     graphs are captured after that sum was done, out of what utilization leaves free.
@@ -83,6 +90,7 @@ def kv_block_count(
         profile_or_device: a profile, or the name of a device with a bundled datasheet.
         max_num_seqs: 256 is vLLM's default.
         data: engines that share the experts, of which each GPU then holds a smaller part.
+        stages: of a pipeline, each with some of the layers and their part of every block.
 
     Raises:
         UserError: a CPU profile (there is no natural size), an unknown device, or nothing left for the cache.
@@ -100,21 +108,33 @@ def kv_block_count(
     else:
         device = find_device(profile_or_device.removeprefix("datasheet:"))
         name, memory, source = device.name, device.memory, "datasheet"
-    weights = model.weight_bytes(tp) - round(model.expert_bytes() / tp * (1 - 1 / data))
-    activations = activation_peak(model, tp, max_num_batched_tokens, max_num_seqs)
-    outside = _CONTEXT_BYTES + _NCCL_BYTES.get(tp * data, _NCCL_BYTES[8])
-    left = memory * gpu_memory_utilization - weights - activations - outside
-    block_bytes = block_size * model.kv_bytes_per_token(tp)
+    outside = _CONTEXT_BYTES + _NCCL_BYTES.get(tp * data * stages, _NCCL_BYTES[8])
+
+    def left_by(stage: StageMemory) -> float:
+        peak = activation_peak(model, tp, max_num_batched_tokens, max_num_seqs, samples=stage.samples)
+        return memory * gpu_memory_utilization - stage.weights - peak - outside
+
+    fewest = min(stage_memories(model, tp, data, stages), key=lambda stage: left_by(stage) / stage.kv_bytes_per_token)
+    weights, left = fewest.weights, left_by(fewest)
+    activations = activation_peak(model, tp, max_num_batched_tokens, max_num_seqs, samples=fewest.samples)
+    block_bytes = block_size * fewest.kv_bytes_per_token
     blocks = int(left // block_bytes)
+    of_stage = "" if stages == 1 else f", stage {fewest.stage + 1} of {stages}"
     if blocks < 1:
         raise UserError(
-            f"{model.name} at tp = {tp} leaves no room for KV blocks on {name}: {memory / _GIB:.1f} GiB × "
+            f"{model.name} at tp = {tp}{of_stage} leaves no room for KV blocks on {name}: {memory / _GIB:.1f} GiB × "
             f"{gpu_memory_utilization:g} − {weights / _GIB:.1f} of weights − {activations / _GIB:.1f} of activations − "
             f"{outside / _GIB:.1f} outside torch = {left / _GIB:.1f} GiB; expected at least one block"
         )
     return blocks, [
         Assumption("memory.device", memory, "bytes", source, f"memory of {name}"),
-        Assumption("memory.weights", weights, "bytes", "assumed", f"weights of {model.name}, one of {tp * data} ranks"),
+        Assumption(
+            "memory.weights",
+            weights,
+            "bytes",
+            "assumed",
+            f"weights of {model.name}, one of {tp * data} ranks{of_stage}",
+        ),
         Assumption(
             "memory.activation_peak",
             activations,

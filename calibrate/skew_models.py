@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 
 from calibrate.datasheet import device_like
+from calibrate.paged_waves import PagedWaves
 from calibrate.profile import Profile
 from calibrate.skew import Prefill, Skew
 from calibrate.waves import BlockWaves, splits_sequences, waves_of
@@ -139,6 +140,25 @@ def wave_excess(profile: Profile) -> WaveExcess | None:
     return None if waves is None else WaveExcess(*waves)
 
 
+class PagedExcess:
+    """The same for the reference engine's kernel, which runs by itself, beside a prefill or not."""
+
+    def __init__(self, waves: PagedWaves) -> None:
+        self._waves = waves
+
+    def __call__(self, sequences: int, variation: float, longest: float, prefill: Prefill) -> float:
+        return self._waves.excess(_contexts(sequences, variation, longest) * _TYPICAL_CONTEXT)
+
+
+def paged_excess(profile: Profile) -> PagedExcess | None:
+    """The reference engine's kernel on a profile's device; None where the profile does not hold what it takes."""
+    device, rate = device_like(profile.device), profile.grid.get("lone_block_rate")
+    if device is None or device.multiprocessors is None or rate is None or profile.model is None:
+        return None
+    rank = profile.shape.shard(profile.tp)
+    return PagedExcess(PagedWaves.of(profile.table("attention"), rank.kv_heads, device.multiprocessors, rate))
+
+
 def judge(profile: Profile, *, sample: int = 400) -> dict[str, dict[str, float]]:
     """Absolute relative errors of attention on a profile's unequal batches.
 
@@ -191,7 +211,9 @@ def skew_of(profile: Profile) -> tuple[Skew, str] | None:
         return None
     if name == "waves" and (waves := wave_excess(profile)):
         return Skew(waves), name
+    if name == "paged_waves" and (paged := paged_excess(profile)):
+        return Skew(paged), name
     if name == "neighbours":
         return Skew(NeighbourExcess(unequal_batches(profile))), name
-    expected = "waves where its device and attention table allow, or neighbours"
+    expected = "waves or paged_waves where its device and attention table allow, or neighbours"
     raise UserError(f"profile {profile.name}: grid.skew_model is {name!r}; expected {expected}")

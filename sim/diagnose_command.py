@@ -84,12 +84,12 @@ def _diagnose(run: Path, folder: Path, profile: str | None, force: bool) -> None
     measured = (run / _MEASUREMENT).is_file()
     times = None
     if sees_steps(loaded):
-        from sim.study.deployment import deploy
+        from sim.study.pool_scenario import step_times_of
         from sim.study.scenario import absolute_path, make_scenario
 
         overrides = {} if profile is None else {"profile": absolute_path("profile", profile, Path.cwd())}
         scenario = make_scenario(loaded.scenario, overrides, run, str(run / "scenario.yaml"))
-        times = deploy(scenario).step_times
+        times = step_times_of(scenario)
     found = find_causes(loaded, times, measured=measured, simulated_with=profile is None)
     write_diagnosis(folder, loaded, found, force=force)
     print_diagnosis(found)

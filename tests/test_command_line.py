@@ -19,7 +19,7 @@ from command_line import SCENARIO, TABLE, refused, simctl, write_scenario
 from calibrate.datasheet import datasheet_profile
 from calibrate.model import load_model
 
-TABLES = ("requests.parquet", "steps.parquet", "events.parquet")
+TABLES = ("requests.parquet", "steps.parquet", "events.parquet", "replicas.parquet")
 OUTPUTS = (*TABLES, "metrics.json", "scenario.yaml", "assumptions.json", "report.html")
 PATIENCE = 60.0  # seconds that something certain to happen may take on a busy machine
 

@@ -11,8 +11,8 @@ PARTS: dict[str, int] = {
     "ceilings": 60,
     "profile": 240,
     "check": 300,
-    "recordings": 120,
-    "shapes": 150,
-    "copies": 90,
     "power": 60,
+    "recordings": 120,
+    "copies": 90,
+    "shapes": 150,
 }

@@ -21,7 +21,7 @@ from campaign.work import BLOCK_SIZE, Work, free_memory
 _COPY_BYTES = {"cpu": 1 << 22, "cuda": 1 << 31}
 _MATRIX = {"cpu": 128, "cuda": 8192}
 _BUFFERS, _PASSES = 3, 8
-_BUDGET = {"cpu": 0.02, "cuda": 2.0}
+_BUDGET = {"cpu": 0.02, "cuda": 0.8}
 # (sequences, context) of decode steps and tokens of prefills whose distance from the ceilings is told.
 _DECODES = {
     "cpu": [(1, 64), (4, 64)],

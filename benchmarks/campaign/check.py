@@ -22,7 +22,7 @@ from calibrate.microbench.measure import measure
 from calibrate.model import load_model
 from calibrate.profile import Profile
 from campaign.memory import UTILISATION, room_for_blocks
-from campaign.policies import BASELINE, ENGINE, LOADS, POLICIES, SECONDS
+from campaign.policies import BASELINE, ENGINE, LOADS, POLICIES, REPLAYED, SECONDS
 from campaign.profile import grid_of
 from campaign.replay import Measured, ReferenceEngine, load, save, scenario_of, write_trace
 from campaign.work import BLOCK_SIZE, SECOND_MODELS, Skip, Work, free_memory, write_json
@@ -54,13 +54,24 @@ def run(work: Work) -> None:
     if work.on_gpu and "kv_blocks" not in work.found:
         work.found["kv_blocks"] = room_for_blocks(Profile.load(work.profile), work.device)
         free_memory(work.device)
-    Check(work, work.model, work.profile).run(list(LOADS), list(POLICIES[work.device]))
+    Check(work, work.model, work.profile).run(wanted(work))
     free_memory(work.device)
     model = str(SECOND_MODELS[work.device])
     work.need(90, f"the second model, {load_model(model).name}")
     profile = second_profile(work, model)
     free_memory(work.device)
-    Check(work, model, profile).run(SECOND_LOADS, list(POLICIES[work.device])[:2])
+    Check(work, model, profile).run(wanted_of_second(work))
+
+
+def wanted(work: Work) -> dict[str, list[str]]:
+    """Load → the policies that are replayed at it."""
+    replayed = REPLAYED[work.device]
+    return {load_name: list(POLICIES[work.device])[: replayed.get(load_name)] for load_name in LOADS}
+
+
+def wanted_of_second(work: Work) -> dict[str, list[str]]:
+    """The same for the second model."""
+    return {load_name: list(POLICIES[work.device])[:2] for load_name in SECOND_LOADS}
 
 
 def write_pages(work: Work) -> None:
@@ -71,9 +82,9 @@ def write_pages(work: Work) -> None:
     """
     if not (work.profile / "profile.json").is_file():
         raise Skip("needs the part profile, which has not been done")
-    Check(work, work.model, work.profile).write(list(LOADS), list(POLICIES[work.device]))
+    Check(work, work.model, work.profile).write(wanted(work))
     if (second := work.out / _SECOND).is_dir():
-        Check(work, str(SECOND_MODELS[work.device]), second).write(SECOND_LOADS, list(POLICIES[work.device])[:2])
+        Check(work, str(SECOND_MODELS[work.device]), second).write(wanted_of_second(work))
 
 
 def second_profile(work: Work, model: str) -> Path:
@@ -112,29 +123,32 @@ class Check:
         self._kv_blocks = self._blocks()
         self._capacities = self._folder / f"{self._name}.capacity.json"
 
-    def run(self, loads: list[str], policies: list[str]) -> None:
+    def run(self, policies: dict[str, list[str]]) -> None:
         """Replay what is missing, write what there is, and say the errors by load and policy.
 
         Raises:
             TimeUp: what was finished is written all the same.
         """
         try:
-            self._replay_all(loads, policies)
+            self._replay_all(policies)
         finally:
             self._engine.close()
-            errors = self.write(loads, policies)
+            errors = self.write(policies)
             found = {"capacity": self._capacity(), "kv_blocks": self._kv_blocks, "errors": errors}
             self._work.found[self._name] = found
 
-    def _replay_all(self, loads: list[str], policies: list[str]) -> None:
+    def _replay_all(self, policies: dict[str, list[str]]) -> None:
         self._measure("overload", BASELINE)  # the capacity, on which the other loads depend
-        for load_name in loads:
-            for policy in policies:
-                self._measure(load_name, policy)
+        # The baseline at every load first: what is left undone when time is up should be the least.
+        for load_name, policy in sorted(
+            ((load_name, policy) for load_name, of_load in policies.items() for policy in of_load),
+            key=lambda pair: pair[1] != BASELINE,
+        ):
+            self._measure(load_name, policy)
 
     def _measure(self, load_name: str, policy: str) -> None:
         if self._kept(load_name, policy) is None:
-            self._work.need(SECONDS["cuda"] + 15, f"{self._name}, {load_name} load, {policy}")
+            self._work.need(SECONDS["cuda"] + 8, f"{self._name}, {load_name} load, {policy}")
             measured = self._engine.measure(self._scenario(load_name, policy))
             save(measured, self._run_folder(load_name, policy))
 
@@ -190,12 +204,12 @@ class Check:
             if kept is not None:
                 yield policy, simulate(self._scenario(load_name, policy)), kept
 
-    def write(self, loads: list[str], policies: list[str]) -> dict[str, Any]:
+    def write(self, policies: dict[str, list[str]]) -> dict[str, Any]:
         """The tables of all finished replays in one file each, and one validation a load; the errors by both."""
         errors: dict[str, Any] = {}
         requests, steps = [], []
-        for load_name in loads:
-            finished = list(self._finished(load_name, policies))
+        for load_name, of_load in policies.items():
+            finished = list(self._finished(load_name, of_load))
             if not finished:
                 continue
             for policy, predicted, measured in finished:

@@ -29,9 +29,9 @@ from campaign.work import BLOCK_SIZE, Work, free_memory
 
 _SIZES = {"cpu": [1 << 16, 1 << 20], "cuda": [1 << 12, 1 << 16, 1 << 20, 1 << 24, 1 << 28]}
 _DECODING = {"cpu": (2, 64), "cuda": (32, 1024)}  # sequences, context
-_STEPS_BESIDE = {"cpu": 3, "cuda": 20}
+_STEPS_BESIDE = {"cpu": 3, "cuda": 10}
 _CONTEXTS = {"cpu": [16, 100], "cuda": [128, 512, 1024, 2048, 4096, 8192]}
-_WEIGHT_FILE = {"cpu": 1 << 20, "cuda": 2 << 30}
+_WEIGHT_FILE = {"cpu": 1 << 20, "cuda": 1 << 30}
 # Beside decoding only copies that are long beside the Python that starts them: else that is what the step waits for.
 _LEAST_BESIDE = {"cpu": 1 << 20, "cuda": 1 << 24}
 
@@ -40,13 +40,13 @@ def run(work: Work) -> None:
     if "start_up" not in work.found:
         work.found["start_up"] = start_up(work)
         free_memory(work.device)
-    work.need(30, "the copies")
-    grid = replace(grid_of(work), budget=0.1 if work.on_gpu else 0.005)
+    work.need(12, "the copies")
+    grid = replace(grid_of(work), budget=0.05 if work.on_gpu else 0.005)
     bench = Workbench(load_model(work.model), grid, work.device, BLOCK_SIZE, 0)
     copies = pl.DataFrame(copy_rows(bench, _SIZES[work.device], _DECODING[work.device], _STEPS_BESIDE[work.device]))
     copies.write_parquet(work.out / "copies.parquet")
     work.found["copies"] = len(copies)
-    work.need(15, "the block swaps")
+    work.need(5, "the block swaps")
     swaps = pl.DataFrame(swap_rows(bench, _CONTEXTS[work.device]))
     swaps.write_parquet(work.out / "swaps.parquet")
     work.found["swaps"] = len(swaps)

@@ -15,9 +15,9 @@ POLICIES: dict[str, dict[str, dict[str, Any]]] = {
         BASELINE: {},
         "chunks of 512": {"engine.max_num_batched_tokens": 512},
         "32 sequences": {"engine.max_num_seqs": 32},
+        "few blocks, swap": {"engine.kv_blocks": 1500, "engine.swap_blocks": 10_000},
+        "few blocks, recompute": {"engine.kv_blocks": 1500},
         "priority": {"engine.scheduling_policy": "priority"},
-        "few blocks, recompute": {"engine.kv_blocks": 2500},
-        "few blocks, swap": {"engine.kv_blocks": 2500, "engine.swap_blocks": 10_000},
     },
     "cpu": {
         BASELINE: {},
@@ -47,6 +47,8 @@ ENGINE: dict[str, dict[str, Any]] = {
 # Load → rate of arrivals as a share of the measured capacity, in order of worth. Capacity is the throughput of the
 # baseline under overload, whose own rate is a share of the predicted one.
 LOADS = {"medium": 0.7, "overload": 2.0, "low": 0.2}
+# Of the policies above so many are replayed at a load, the first ones; where it says none, all.
+REPLAYED: dict[str, dict[str, int]] = {"cuda": {"overload": 3, "low": 2}, "cpu": {}}
 
 LENGTHS: dict[str, dict[str, dict[str, Any]]] = {
     "cuda": {
@@ -59,6 +61,6 @@ LENGTHS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 # Seconds for which requests arrive, and how many of them there are at least.
-SECONDS = {"cuda": 12.0, "cpu": 0.3}
+SECONDS = {"cuda": 9.0, "cpu": 0.3}
 FEWEST = {"cuda": 24, "cpu": 8}
 EVERY_URGENT = 4  # one request in so many has a priority above the others'

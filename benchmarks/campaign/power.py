@@ -1,4 +1,4 @@
-"""Part 7: the watts that the GPU draws: idle, prefilling, and decoding by batch; kept in the profile as a table."""
+"""Part 4: the watts that the GPU draws: idle, prefilling, and decoding by batch; kept in the profile as a table."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from campaign.work import BLOCK_SIZE, Skip, Work
 STATES: dict[tuple[str, int], StepShape | None] = {
     ("idle", 0): None,
     ("prefill", 1): StepShape([(2048, 0)], []),
-    **{("decode", n): StepShape([], [1024] * n) for n in (1, 8, 32, 64, 128, 256)},
+    **{("decode", n): StepShape([], [1024] * n) for n in (1, 8, 32, 128)},
 }
-_SETTLE, _WATCH = 1.5, 2.5  # seconds: NVML's figure lags behind by about one
+_SETTLE, _WATCH = 1.3, 1.5  # seconds: NVML's figure lags behind by about one
 _INTERVAL = 0.02
 
 

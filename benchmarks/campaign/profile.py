@@ -1,4 +1,7 @@
-"""Part 2: the calibration of the campaign's model, on a grid that fits its time; a killed one goes on."""
+"""Part 2: the calibration of the campaign's model, on a grid that fits its time; a killed one goes on.
+
+The host's overhead is then that of the engine: what its steps take beyond the decoder's is added (`campaign.serving`).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from calibrate.microbench.grid import Grid, quick_grid, short_cuda_grid
 from calibrate.microbench.measure import measure
 from calibrate.model import load_model
 from calibrate.profile import Profile
-from campaign.work import BLOCK_SIZE, Work
+from campaign import serving
+from campaign.work import BLOCK_SIZE, Work, free_memory
 
 
 def grid_of(work: Work) -> Grid:
@@ -18,6 +22,8 @@ def grid_of(work: Work) -> Grid:
 
 
 def run(work: Work) -> None:
+    if "serving" in work.found:
+        return
     profile = measure(
         load_model(work.model),
         device=work.device,
@@ -28,7 +34,12 @@ def run(work: Work) -> None:
         out=work.profile,
         force=True,
     )
+    free_memory(work.device)
+    found = serving.beyond_the_decoder(work, profile, grid_of(work).longest_context)
+    serving.add(profile, found)
+    profile.save(work.profile, force=True)
     add_power(work)
+    work.found["serving"] = [{"sequences": n, "seconds": seconds} for n, seconds in found.items()]
     points = {name: len(table) for name, table in profile.tables.items()}
     work.found.update(errors=profile.errors, points=points)
 

@@ -1,4 +1,4 @@
-"""Part 4: what PyTorch's allocator does while requests are served: with lengths as they come, with lengths in buckets,
+"""Part 5: what PyTorch's allocator does while requests are served: with lengths as they come, with lengths in buckets,
 with expandable segments, and with decode steps captured as CUDA graphs.
 
 Each is recorded in a process of its own, from its first byte on, so that a replay can begin with an empty device.
@@ -33,35 +33,47 @@ KINDS = {
 }
 
 
+_AT_ONCE = 2  # as many engines as a GPU of 80 GB holds; when the events happen is not what they are recorded for
+
+
 def run(work: Work) -> None:
     # Where nothing is recorded, one of them shows that it would be.
-    kinds = KINDS if work.on_gpu else {"expandable": KINDS["expandable"]}
-    for name, kind in kinds.items():
-        folder = work.out / "recordings" / name
-        if not (folder / "recording.json").is_file():
-            work.need(25, f"the recording {name}")
-            _record(work, name, kind.settings)
-        if work.on_gpu:
-            recording = Recording.load(folder)
-            counts = recording.events["action"].value_counts(sort=True)
-            work.found[name] = {"events": dict(counts.iter_rows()), "ledger": recording.facts["ledger"]}
+    kinds = list(KINDS) if work.on_gpu else ["expandable"]
+    missing = [name for name in kinds if not (work.out / "recordings" / name / "recording.json").is_file()]
+    for some in _in_groups(missing, _AT_ONCE):
+        work.need(12, f"the recording {some[0]}")
+        _record(work, some)
     if not work.on_gpu:
         raise Skip("needs cuda; the requests that are recorded there were served")
+    for name in kinds:
+        recording = Recording.load(work.out / "recordings" / name)
+        counts = recording.events["action"].value_counts(sort=True)
+        work.found[name] = {"events": dict(counts.iter_rows()), "ledger": recording.facts["ledger"]}
 
 
-def _record(work: Work, kind: str, settings: str) -> None:
+def _in_groups(names: list[str], size: int) -> list[list[str]]:
+    return [names[first : first + size] for first in range(0, len(names), size)]
+
+
+def _record(work: Work, kinds: list[str]) -> None:
+    children = [_begin(work, kind) for kind in kinds]
+    try:
+        codes = [child.wait() for child in children]
+    except KeyboardInterrupt:
+        for child in children:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+        raise
+    for kind, code in zip(kinds, codes, strict=True):
+        if code:
+            raise RuntimeError(f"recording {kind}: its process ended with code {code}")
+
+
+def _begin(work: Work, kind: str) -> subprocess.Popen[bytes]:
     # Both names of the variable: which of them wins depends on the version.
     names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
     environment = {name: value for name, value in os.environ.items() if name not in names}
-    if settings:
-        environment |= dict.fromkeys(names, settings)
+    if KINDS[kind].settings:
+        environment |= dict.fromkeys(names, KINDS[kind].settings)
     command = [sys.executable, "-P", "-m", "campaign.serve_recorded", kind, str(work.out / "recordings"), work.device]
-    child = subprocess.Popen(command, env=environment)
-    try:
-        code = child.wait()
-    except KeyboardInterrupt:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        raise
-    if code:
-        raise RuntimeError(f"recording {kind}: its process ended with code {code}")
+    return subprocess.Popen(command, env=environment)

@@ -22,8 +22,9 @@ from sim.engine.config import EngineConfig
 from sim.results.folder import Run, read_table, write_table
 from sim.results.metrics import compute
 from sim.results.tables import REQUESTS, STEPS
+from sim.study.deployment import deploy
 from sim.study.scenario import Scenario, make_scenario
-from sim.study.simulate import deploy, load_trace
+from sim.study.simulate import load_trace
 from traces.synth import SynthSpec, generate
 from traces.writing import write
 from validate.engine.engine import Engine

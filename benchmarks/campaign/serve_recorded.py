@@ -26,11 +26,11 @@ from traces.synth import SynthSpec, generate
 from traces.table import Trace
 from validate.engine.engine import Engine
 
-_REQUESTS = {"cuda": 32, "cpu": 4}
+_REQUESTS = {"cuda": 10, "cpu": 4}
 _LENGTHS: dict[str, dict[str, dict[str, Any]]] = {
     "cuda": {
         "prompt": {"distribution": "lognormal", "median": 500, "sigma": 0.8, "low": 16, "high": 4000},
-        "output": {"distribution": "lognormal", "median": 48, "sigma": 0.6, "low": 4, "high": 128},
+        "output": {"distribution": "lognormal", "median": 16, "sigma": 0.6, "low": 4, "high": 40},
     },
     "cpu": {
         "prompt": {"distribution": "uniform", "low": 4, "high": 60},
@@ -38,7 +38,7 @@ _LENGTHS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 _ENGINE: dict[str, dict[str, Any]] = {
-    "cuda": {"kv_blocks": 8192, "max_num_batched_tokens": 2048, "max_num_seqs": 16},
+    "cuda": {"kv_blocks": 4096, "max_num_batched_tokens": 2048, "max_num_seqs": 16},
     "cpu": {"kv_blocks": 64, "max_num_batched_tokens": 64, "max_num_seqs": 4},
 }
 _GRAPH_SIZES = [1, 2, 4, 8, 16]

@@ -1,4 +1,4 @@
-"""Part 5: what shapes cost: modes of running a layer, captured decode graphs, scheduling ahead, recomputing."""
+"""Part 7: what shapes cost: modes of running a layer, captured decode graphs, scheduling ahead, recomputing."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def run(work: Work) -> None:
     model = load_model(work.model)
     for name, measure in (("scheduling", scheduling), ("graphs", graphs), ("tokens", tokens)):
         if name not in work.found:
-            work.need(20, name)
+            work.need(8, name)
             work.found[name] = measure(work, model)
             free_memory(work.device)
     modes(work, model)
@@ -61,7 +61,7 @@ def modes(work: Work, model: ModelShape) -> None:
         if (reason := unavailable(mode, device)) is not None:
             went[name] = reason
             continue
-        work.need(15, name)
+        work.need(8, name)
         try:
             rows += [asdict(call) for call in measure_mode(mode, lengths, layer, model, counts, weights.final_norm)]
             pl.DataFrame(rows, infer_schema_length=None).write_parquet(path)

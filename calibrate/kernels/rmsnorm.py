@@ -10,10 +10,12 @@ def rmsnorm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return torch.nn.functional.rms_norm(x, weight.shape, weight, eps)
 
 
-def add_rmsnorm(x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """Add `x` to `residual` in place, and return the sum normalised."""
+def add_rmsnorm(parts: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Add the parts [P, T, hidden] to `residual` [T, hidden] in place, and return the sum normalised."""
     if uses_triton(residual.device):
         from calibrate.kernels.gpu import add_rmsnorm as gpu
 
-        return gpu.add_rmsnorm(x, residual, weight, eps)
-    return rmsnorm(residual.add_(x), weight, eps)
+        return gpu.add_rmsnorm(parts, residual, weight, eps)
+    for part in parts:
+        residual.add_(part)
+    return rmsnorm(residual, weight, eps)

@@ -1,4 +1,7 @@
-"""Rotary position embedding (Su et al., 2021) in the half-split layout of Llama checkpoints."""
+"""Rotary position embedding (Su et al., 2021) in the half-split layout of Llama checkpoints.
+
+A GPU's is in `calibrate.kernels.gpu.rotary_write`.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,6 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-
-from calibrate.kernels.backend import uses_triton
 
 if TYPE_CHECKING:
     from calibrate.model import ModelShape
@@ -37,11 +38,6 @@ def rotary_tables(
 
 def rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> None:
     """Rotate [T, heads, head_dim] in place by the table rows of each token, [T, 1, head_dim]."""
-    if uses_triton(x.device):
-        from calibrate.kernels.gpu import rotary as gpu
-
-        gpu.rotary(x, cos, sin)
-        return
     first, second = x.chunk(2, dim=-1)
     swapped = torch.cat((second, first), dim=-1)
     x.mul_(cos).addcmul_(swapped, sin)

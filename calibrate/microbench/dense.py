@@ -1,4 +1,4 @@
-"""Token-wise kernels: every linear layer, norm, activation, rotary embedding and the token embedding.
+"""Token-wise kernels: every linear layer, norm, activation, the token embedding, rotary embedding with the KV write.
 
 They are timed in the order in which the model runs them, through all of its layers: each meets weights that the
 processor's cache does not hold, and the output of its predecessor, which it does.
@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from calibrate.kernels.embedding import embedding
-from calibrate.kernels.linear import linear
+from calibrate.kernels.linear import gate_up_product, product
 from calibrate.kernels.rmsnorm import add_rmsnorm
-from calibrate.kernels.rotary import rotary
+from calibrate.kernels.rotary_write import rotary_write
 from calibrate.kernels.silu_mul import silu_mul
 from calibrate.microbench.grid import Grid
 from calibrate.microbench.timing import repeat
@@ -39,39 +39,46 @@ def measure(bench: Workbench, point: dict[str, Any]) -> list[tuple[dict[str, Any
 
 
 def one_pass(bench: Workbench, tokens: int) -> dict[str, float]:
-    """The decoder's forward pass on random activations, its attention left out: seconds by layer name."""
+    """The decoder's forward pass on random activations, its attention left out: seconds by layer name.
+
+    A layer that the decoder does in one kernel with its predecessor takes what two marks in a row take.
+    """
     decoder, model, lap = bench.decoder, bench.model, bench.timer.lap
     eps = model.rms_eps
     ids = torch.randint(0, model.vocab, (tokens,), device=bench.device)
     start = torch.randint(0, model.max_context - tokens + 1, ()).item()
     cos, sin = decoder.cos[start : start + tokens], decoder.sin[start : start + tokens]
     attended = bench.random(tokens, model.heads * model.head_dim)
+    slots = torch.arange(tokens, device=bench.device) % len(decoder.caches[0])
 
     bench.timer.start()
     residual = embedding(ids, decoder.weights.embedding)
     lap("embedding")
-    x = torch.zeros_like(residual)
+    parts = torch.zeros_like(residual)[None]
     lap("")
-    for layer in decoder.weights.layers:
-        x = add_rmsnorm(x, residual, layer.input_norm, eps)
+    for layer, cache in zip(decoder.weights.layers, decoder.caches, strict=True):
+        x = add_rmsnorm(parts, residual, layer.input_norm, eps)
         lap("layernorm")
-        qkv = linear(x, layer.qkv_proj).view(tokens, -1, model.head_dim)
+        normed = layer.query_norm is not None and layer.key_norm is not None
+        parts = product(x, layer.qkv_proj, in_parts=not normed)
+        qkv = parts.view(*parts.shape[:2], -1, model.head_dim)
         lap("qkv_proj")
         if layer.query_norm is not None and layer.key_norm is not None:
-            decoder.qk_norm(qkv, layer.query_norm, layer.key_norm)
+            decoder.qk_norm(qkv[0], layer.query_norm, layer.key_norm)
             lap("qk_norm")
-        rotary(qkv[:, : model.heads + model.kv_heads], cos, sin)
+        rotary_write(qkv, cos, sin, cache, slots)
         lap("rotary_emb")
-        x = linear(attended, layer.o_proj)
+        parts = product(attended, layer.o_proj)
         lap("o_proj")
-        x = add_rmsnorm(x, residual, layer.post_norm, eps)
+        x = add_rmsnorm(parts, residual, layer.post_norm, eps)
         lap("layernorm")
-        x = linear(x, layer.gate_up_proj)
+        x, activated = gate_up_product(x, layer.gate_up_proj)
         lap("gate_up_proj")
-        x = silu_mul(x)
+        if not activated:
+            x = silu_mul(x)
         lap("act_fn")
-        x = linear(x, layer.down_proj)
+        parts = product(x, layer.down_proj)
         lap("down_proj")
-    add_rmsnorm(x, residual, decoder.weights.final_norm, eps)
+    add_rmsnorm(parts, residual, decoder.weights.final_norm, eps)
     lap("final_layernorm")
     return bench.timer.seconds()

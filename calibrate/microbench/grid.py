@@ -28,8 +28,9 @@ class Grid:
     """The points of one calibration.
 
     `contexts` are tokens already cached. The host's overhead is measured at `step_sequences` × `step_extra`, the
-    latter being tokens beyond one a sequence. `budget` is the seconds spent on one point in one of `rounds`. Whole
-    steps that only decode are padded to the next of `graph_sizes`, and on a GPU replayed from a graph of that size.
+    latter being tokens beyond one a sequence, and of steps that only decode also at `step_decodes`. `budget` is the
+    seconds spent on one point in one of `rounds`. Whole steps that only decode are padded to the next of `graph_sizes`,
+    and on a GPU replayed from a graph of that size.
     """
 
     tokens: Sequence[int]
@@ -51,6 +52,7 @@ class Grid:
     rounds: int
     budget: float
     graph_sizes: Sequence[int] = ()
+    step_decodes: Sequence[int] = ()
 
     @property
     def longest_context(self) -> int:
@@ -167,7 +169,7 @@ def cuda_grid() -> Grid:
 
 
 def short_cuda_grid() -> Grid:
-    """The same ranges in a fifth of the points: two to three minutes for a model of 8 billion parameters."""
+    """The same ranges in a fifth of the points: one minute for a model of 8 billion parameters."""
     return Grid(
         tokens=[
             1,
@@ -185,9 +187,13 @@ def short_cuda_grid() -> Grid:
             256,
             384,
             512,
+            640,
             768,
+            896,
             1024,
+            1280,
             1536,
+            1792,
             2048,
             3072,
             4096,
@@ -195,13 +201,14 @@ def short_cuda_grid() -> Grid:
             8192,
         ],
         sequences=[1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256],
-        chunks=[1, 16, 64, 256, 512, 1024, 2048, 4096, 8192],
+        chunks=[1, 16, 64, 128, 256, 512, 768, 1024, 1536, 2048, 4096, 8192],
         prefill_contexts=[0, 64, 512, 2048, 8192],
-        decodes=[1, 2, 4, 8, 16, 32, 64, 96, 128, 192, 256],
+        decodes=[1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256],
         decode_contexts=[0, 128, 512, 1024, 2048, 4096, 8192],
         copy_bytes=[4**k for k in range(6, 15)],
-        step_sequences=[1, 8, 32, 64, 128, 256],
-        step_extra=[0, 1, 15, 255, 1023, 2047, 7936],
+        step_sequences=[1, 8, 32, 64, 128],
+        # Dense where a step that is launched kernel by kernel turns from waiting for the host to waiting for the GPU.
+        step_extra=[0, 1, 63, 191, 255, 319, 383, 511, 1023, 2047, 7936],
         held_out_tokens=[9, 80, 320, 900, 2500, 5000],
         held_out_sequences=[5, 20, 40, 150],
         held_out_prefills=[(48, 0), (200, 0), (300, 700), (1500, 3000), (3000, 0)],
@@ -209,15 +216,22 @@ def short_cuda_grid() -> Grid:
         held_out_copies=[10_000, 300_000, 10_000_000],
         held_out_steps=cuda_grid().held_out_steps,
         step_context=512,
-        rounds=2,
+        rounds=1,
         budget=0.03,
         graph_sizes=CUDA_GRAPH_SIZES,
+        step_decodes=[n for n in CUDA_GRAPH_SIZES if n not in (1, 8, 32, 64, 128)],
     )
 
 
 def kernels_only(grid: Grid) -> Grid:
     """A grid without whole steps: what is measured for a model whose overheads another one's profile gives."""
-    steps: dict[str, Any] = {"step_sequences": [], "step_extra": [], "held_out_steps": [], "graph_sizes": []}
+    steps: dict[str, Any] = {
+        "step_sequences": [],
+        "step_extra": [],
+        "step_decodes": [],
+        "held_out_steps": [],
+        "graph_sizes": [],
+    }
     return replace(grid, copy_bytes=[], held_out_copies=[], **steps)
 
 

@@ -60,7 +60,7 @@ def measure(
         raise UserError(f"{out}: exists and is not an empty folder; choose another or pass --force")
     torch.set_num_threads(threads)
     torch.manual_seed(_SEED)
-    machine = _machine(device)
+    machine = machine_facts(device)
     settings = machine | {
         "model": repr(model),
         "tp": tp,
@@ -139,7 +139,8 @@ def _run(visit: Visit, bench: Workbench) -> list[tuple[dict[str, Any], list[floa
         ) from error
 
 
-def _machine(device: str) -> dict[str, Any]:
+def machine_facts(device: str) -> dict[str, Any]:
+    """What a profile says of the machine: device, driver and versions."""
     versions = {"simctl": version("simctl"), "torch": torch.__version__, "python": platform.python_version()}
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from calibrate.kernels.linear import linear
+from calibrate.kernels.linear import product
 from calibrate.kernels.sampling import greedy
 from calibrate.microbench.grid import Grid
 from calibrate.microbench.timing import repeat
@@ -27,7 +27,7 @@ def measure(bench: Workbench, point: dict[str, Any]) -> list[tuple[dict[str, Any
         hidden = bench.random(point["sequences"], bench.model.hidden)
         bench.sweep_cache(0)
         bench.timer.start()
-        logits = linear(hidden, bench.decoder.weights.lm_head)
+        logits = product(hidden, bench.decoder.weights.lm_head, in_parts=False)[0]
         bench.timer.lap("lm_head")
         greedy(logits)
         bench.timer.lap("sampler")

@@ -28,6 +28,7 @@ def points(grid: Grid) -> list[dict[str, Any]]:
             prefills = [(extra + 1, 0)] if extra else []
             decodes = sequences - len(prefills)
             shapes.append(StepShape(prefills, spread(decodes, grid.step_context) if decodes else []))
+    shapes += [StepShape([], spread(n, grid.step_context)) for n in grid.step_decodes if n not in grid.step_sequences]
     return [asdict(shape) for shape in shapes]
 
 

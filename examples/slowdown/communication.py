@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from symptom import Row, Symptom, diagnosed, lines
+from gallery import Exhibit, lines
+from symptom import Row, diagnosed, symptom
 
 REFERENCE = {512: (8, 12), 4096: (45, 18), 16384: (120, 22)}
 
@@ -14,7 +15,7 @@ does on links that are slower or with more ranks, whose share of the compute shr
 """
 
 
-def run() -> Symptom:
+def run() -> Exhibit:
     rows, exchanged, computed = [], [], []
     for tokens, (reference_exchange, reference_compute) in REFERENCE.items():
         settings = {"trace.synth.lengths.prompt.value": tokens}
@@ -43,7 +44,7 @@ def run() -> Symptom:
         xaxis_type="log",
         yaxis_type="log",
     )
-    return Symptom(
+    return symptom(
         "Communication against compute by sequence length",
         TEXT,
         rows,

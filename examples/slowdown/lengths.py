@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import polars as pl
-from symptom import Row, Symptom, lines, simulated
+from gallery import Exhibit, lines
+from symptom import Row, simulated, symptom
 
 from sim.results.folder import Run
 
@@ -19,7 +20,7 @@ with builds that never end.
 """
 
 
-def run() -> Symptom:
+def run() -> Exhibit:
     runs = {
         "every length a shape": simulated("lengths"),
         "padded to powers of two": simulated("lengths", BUCKETS),
@@ -28,7 +29,7 @@ def run() -> Symptom:
     dynamic, fixed, bounded = runs.values()
     latency = {name: by_minute(run) for name, run in runs.items()}
     reserved = {name: memory(run) for name, run in runs.items()}
-    return Symptom(
+    return symptom(
         "Dynamic against fixed input lengths",
         TEXT,
         [

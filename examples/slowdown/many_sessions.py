@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import polars as pl
-from symptom import Row, Symptom, lines, loaded, simulated
+from gallery import Exhibit, lines
+from symptom import Row, loaded, simulated, symptom
 
 from sim.results.folder import Run
 from sim.study.simulate import load_trace
@@ -22,7 +23,7 @@ again, and the time for that makes everybody else's turns longer: the fall is st
 """
 
 
-def run() -> Symptom:
+def run() -> Exhibit:
     rows = []
     active, kept_mean, lost_mean = [], [], []
     for rate in RATES:
@@ -60,7 +61,7 @@ def run() -> Symptom:
         "active sessions",
         "mean latency, s",
     )
-    return Symptom(
+    return symptom(
         "Many sessions",
         TEXT,
         rows,

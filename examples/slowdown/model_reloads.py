@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from symptom import Row, Symptom, simulated
+from gallery import Exhibit
+from symptom import Row, simulated, symptom
 
 from sim.results.folder import Run
 
@@ -16,7 +17,7 @@ loads of four hours and by how long requests waited for weights.
 """
 
 
-def run() -> Symptom:
+def run() -> Exhibit:
     base = simulated("model_reloads")
     short = simulated("model_reloads", {"fleet.weight_cache.ttl": 60})
     churn = simulated("model_reloads", {"fleet.weight_cache.update_every": 600})
@@ -25,7 +26,7 @@ def run() -> Symptom:
     orderly = simulated("model_reloads", BURSTS)
     warm = {"fleet.weight_cache.preload": [f"model-{rank}" for rank in range(10)]}
     preloaded = simulated("model_reloads", BURSTS | warm)
-    return Symptom(
+    return symptom(
         "Model reloads",
         TEXT,
         [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import polars as pl
-from symptom import Row, Symptom, lines, simulated
+from gallery import Exhibit, lines
+from symptom import Row, simulated, symptom
 
 from sim.results.folder import Run
 
@@ -21,7 +22,7 @@ the batch would.
 """
 
 
-def run() -> Symptom:
+def run() -> Exhibit:
     without, cached = times_along("no_cache", {}), times_along("no_cache", WITH_CACHE)
     at = [1, 10, 100, 512]
     rows = [
@@ -48,7 +49,7 @@ def run() -> Symptom:
         "ms",
     )
     figure.data[0].mode = figure.data[1].mode = "lines"
-    return Symptom(
+    return symptom(
         "Latency per token grows along the output; no KV cache",
         TEXT,
         rows,

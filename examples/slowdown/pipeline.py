@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from symptom import Row, Symptom, simulated
+from gallery import Exhibit
+from symptom import Row, simulated, symptom
 
 ASYNC = {"engine.async_scheduling": True}
 # The front end in processes of its own leaves a quarter of the host's work in the process that launches the kernels.
@@ -16,13 +17,13 @@ process, as vLLM's API server processes do.
 """
 
 
-def run() -> Symptom:
+def run() -> Exhibit:
     figures = []
     for settings in ({}, ASYNC, APART):
         metrics = simulated("pipeline", settings).metrics
         figures.append((1e3 * metrics["e2e"]["mean"], metrics["throughput"]["requests"]))
     (sync, sync_rate), (overlapped, overlapped_rate), (apart, apart_rate) = figures
-    return Symptom(
+    return symptom(
         "Synchronous against asynchronous pipeline",
         TEXT,
         [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from symptom import Row, Symptom, simulated
+from gallery import Exhibit
+from symptom import Row, simulated, symptom
 
 from sim.results.folder import Run
 
@@ -21,7 +22,7 @@ when it is full it keeps both savings. What is saved follows from the turns: hal
 """
 
 
-def run() -> Symptom:
+def run() -> Exhibit:
     whole = attention_work(simulated("sessions", CALM | NO_REUSE))
     saved = {
         name: 1 - attention_work(simulated("sessions", CALM | settings)) / whole
@@ -33,7 +34,7 @@ def run() -> Symptom:
         )
     }
     short = [attention_work(simulated("sessions", SHORT | cache)) for cache in (NO_REUSE, {})]
-    return Symptom(
+    return symptom(
         "KV reuse and pruning",
         TEXT,
         [

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
-from plotly.graph_objects import Figure, Scatter
+from gallery import Exhibit
+from plotly.graph_objects import Figure
 
 from sim.results.diagnosis.diagnosis import Diagnosis, diagnose
 from sim.results.folder import Run
@@ -27,12 +29,9 @@ class Row:
     remedy: str = ""
 
 
-@dataclass(frozen=True)
-class Symptom:
-    title: str
-    text: str
-    rows: list[Row]
-    figures: list[tuple[Figure, str]] = field(default_factory=list)  # each with its caption
+def symptom(title: str, text: str, rows: Sequence[Row], figures: Sequence[tuple[Figure, str]] = ()) -> Exhibit:
+    header = ["figure", "reference", "simulated", "with the remedy"]
+    return Exhibit(title, text, header, [astuple(row) for row in rows], figures)
 
 
 def loaded(scenario: str, settings: dict[str, Any] | None = None) -> Scenario:
@@ -42,13 +41,6 @@ def loaded(scenario: str, settings: dict[str, Any] | None = None) -> Scenario:
 
 def simulated(scenario: str, settings: dict[str, Any] | None = None) -> Run:
     return simulate(loaded(scenario, settings))
-
-
-def lines(curves: dict[str, tuple[list[float], list[float]]], x: str, y: str, **layout: Any) -> Figure:
-    """One line a name: its x and y values."""
-    figure = Figure([Scatter(name=name, x=xs, y=ys, mode="lines+markers") for name, (xs, ys) in curves.items()])
-    figure.update_layout(xaxis_title=x, yaxis_title=y, **layout)
-    return figure
 
 
 def diagnosed(scenario: str, settings: dict[str, Any] | None = None) -> Diagnosis:

@@ -26,6 +26,34 @@ class Instant(simpy.Event):
 
 
 class Clock(simpy.Environment):
+    _watching = 0  # events placed by `watch` that have not happened
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is to happen but what was placed by `watch`: time may pass, but nobody does anything."""
+        return len(self._queue) <= self._watching
+
+    def watch(self, time: float, priority: int) -> Instant:
+        """Like `at`, for one who looks on from time to time and stops when all is `quiet`. Add callbacks to the event,
+        do not replace them."""
+        event = self.at(time, priority)
+        event.callbacks.append(self._watched)
+        self._watching += 1
+        return event
+
+    def abandon(self, event: simpy.Event) -> None:
+        """Nothing happens at that event any more. If it has an instant that has yet to come it stays in the queue, and
+        counts no more for who asks whether all is `quiet`."""
+        if event.callbacks is None or self._watched in event.callbacks:
+            return
+        event.callbacks = []
+        if isinstance(event, Instant):
+            event.callbacks.append(self._watched)
+            self._watching += 1
+
+    def _watched(self, _: simpy.Event) -> None:
+        self._watching -= 1
+
     def at(self, time: float, priority: int) -> Instant:
         """An event that happens at `time` (not before now), in the order of `priority` among those of that instant."""
         event = Instant(self)

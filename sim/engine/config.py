@@ -20,6 +20,12 @@ class EngineLimits(Spec):
     block_size: int = Field(default=16, gt=0, description="tokens a block holds")
     max_num_batched_tokens: int = Field(default=2048, gt=0, description="token budget of a step")
     max_num_seqs: int = Field(default=256, gt=0, description="sequences running at once")
+    max_loras: int | None = Field(
+        default=None,
+        gt=0,
+        description="adapters of which one step computes tokens; an adapter is a model of the trace other than the "
+        "scenario's. Without it a request's adapter is not looked at",
+    )
     max_model_len: int | None = Field(default=None, gt=0, description="longest prompt + output accepted")
     long_prefill_token_threshold: int | None = Field(
         default=None, gt=0, description="most prompt tokens one request may compute in a step"
@@ -36,6 +42,11 @@ class EngineLimits(Spec):
         default=1,
         gt=0,
         description="engines that share a mixture of experts and step together, each with a pool of its own",
+    )
+    pipeline_parallel: int = Field(
+        default=1,
+        gt=0,
+        description="stages that hold some of the layers each, with a batch in flight for every one",
     )
     swap_blocks: int = Field(
         default=0,
@@ -88,6 +99,19 @@ class EngineLimits(Spec):
             raise ValueError(f"{kind} and data_parallel is {self.data_parallel}; expected 1")
         if self.kv_reservation == "max" and self.max_model_len is None:
             raise ValueError("kv_reservation is max and max_model_len is not given; expected the length to reserve")
+        if self.pipeline_parallel > 1:
+            others = {
+                "data_parallel": self.data_parallel > 1,
+                "swap_blocks": self.swap_blocks > 0,
+                "kv_cache false": not self.kv_cache,
+                f"kv_reservation {self.kv_reservation}": self.kv_reservation != "paged",
+                "session_retention": self.session_retention is not None,
+                "max_loras": self.max_loras is not None,
+            }
+            if given := [name for name, is_given in others.items() if is_given]:
+                raise ValueError(
+                    f"pipeline_parallel is {self.pipeline_parallel} and {given[0]} is given; expected one of them"
+                )
         if self.session_retention is not None:
             if not self.enable_prefix_caching:
                 raise ValueError(

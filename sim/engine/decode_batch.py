@@ -93,15 +93,17 @@ class DecodeBatch:
             reach += 1
         return reach
 
+    def blocks_taken(self, steps: int) -> int:
+        """By so many steps, but for the first, which had its blocks when it was scheduled."""
+        whole, rest = divmod(steps - 1, self._size)
+        begin = (self.step + 1) % self._size
+        return whole * self.count + sum((self.at_edge * 2)[begin : begin + rest])
+
     def advance(self, plan: Plan, steps: int) -> None:
         """The plan's step is computed, `steps` times over. Who has his last token by it stops, and enters
         `plan.ending`."""
-        if steps > 1:  # each but the first, which had its blocks when it was scheduled
-            whole, rest = divmod(steps - 1, self._size)
-            begin = (self.step + 1) % self._size
-            blocks = whole * self.count + sum((self.at_edge * 2)[begin : begin + rest])
-            if blocks:
-                self._unsettled += self._pool.take(blocks)
+        if steps > 1 and (blocks := self.blocks_taken(steps)):
+            self._unsettled += self._pool.take(blocks)
         self.step += steps
         self.kv_tokens += plan.decodes * steps
         for request in plan.starved:

@@ -187,6 +187,11 @@ class DeviceMemory:
         if self._grown is not None:
             self._grown.drop(request.request_id, self._give)
 
+    def aborted(self, request: Request, now: float) -> None:
+        self._changed = True
+        if self._grown is not None:
+            self._grown.drop(request.request_id, self._give)
+
     # What graphs hold.
 
     def hold_graph(self, size: int) -> int | None:

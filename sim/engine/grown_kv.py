@@ -59,7 +59,7 @@ class GrownKv:
                     tensors.append(longer)
 
     def drop(self, request_id: int, give: Callable[[int], None]) -> None:
-        """It was answered, or preempted: then it computes all of them anew."""
+        """It was answered, aborted, or preempted: then it computes all of them anew."""
         self._decoding.discard(request_id)
         self._tokens.pop(request_id, None)
         for address in self._tensors.pop(request_id, ()):

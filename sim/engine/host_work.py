@@ -78,6 +78,13 @@ class HostWork:
             self._events.append(start, self._replica, "host", seconds=self._cost.host * steps, amount=self.sessions)
 
     def finished(self, request: Request, now: float) -> None:
+        self._leave(request, now)
+
+    def aborted(self, request: Request, now: float) -> None:
+        if request.request_id in self._busy.get(_session(request), ()):
+            self._leave(request, now)
+
+    def _leave(self, request: Request, now: float) -> None:
         self._changed = True
         session = _session(request)
         under_way = self._busy[session]

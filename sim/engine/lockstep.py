@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from calibrate.batch import Batch
 from sim.engine.config import EngineConfig
 from sim.engine.plan import Chunk, Plan
+from sim.engine.remote_prompts import KvConnector
 from sim.engine.request import Request
 from sim.engine.scheduler import Scheduler
 
@@ -22,6 +23,7 @@ class GroupPlan:
         given = [plan for plan in plans if plan is not None]
         self.chunks: list[Chunk] = [chunk for plan in given for chunk in plan.chunks]
         self.decodes = sum(plan.decodes for plan in given)
+        self.joined = sum(plan.joined for plan in given)
         self.kv_tokens = sum(plan.kv_tokens for plan in given)
         self.preempted = sum(plan.preempted for plan in given)
         self.victims = [request for plan in given for request in plan.victims]
@@ -78,9 +80,35 @@ class LockStepScheduler:
     def blocks_held(self) -> int:
         return sum(scheduler.blocks_held for scheduler in self._schedulers)
 
+    def blocks_held_at(self, step: int) -> int:
+        return sum(scheduler.blocks_held_at(step) for scheduler in self._schedulers)
+
     def add(self, request: Request) -> bool:
         chosen = min(self._schedulers, key=lambda one: 4 * one.waiting_count + one.running_count)
         return chosen.add(request)
+
+    def connect(self, connector: KvConnector) -> None:
+        for scheduler in self._schedulers:
+            scheduler.connect(connector)
+
+    def cached(self, request: Request) -> int:
+        return max(scheduler.cached(request) for scheduler in self._schedulers)
+
+    def received(self, request: Request) -> bool:
+        return next(one for one in self._schedulers if request in one.remote.coming).received(request)
+
+    def give_back(self, request: Request) -> bool:
+        return next(one for one in self._schedulers if request in one.remote.kept).give_back(request)
+
+    def withdraw(self, request: Request) -> bool:
+        return any(scheduler.withdraw(request) for scheduler in self._schedulers)
+
+    def abort(self, request: Request, plan: GroupPlan | None, now: float) -> int:
+        plans = [None] * len(self._schedulers) if plan is None else plan.plans
+        scheduler, own = next(
+            (scheduler, own) for scheduler, own in zip(self._schedulers, plans, strict=True) if scheduler.has(request)
+        )
+        return scheduler.abort(request, own, now)
 
     def schedule(self, now: float) -> GroupPlan | None:
         plans = [scheduler.schedule(now) for scheduler in self._schedulers]

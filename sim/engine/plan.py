@@ -30,6 +30,7 @@ class Plan:
         "decodes",
         "ending",
         "first_tokens",
+        "joined",
         "kv_tokens",
         "missed",
         "preempted",
@@ -47,6 +48,7 @@ class Plan:
         self.budget = budget  # tokens still unused
         self.chunks: list[Chunk] = []
         self.decodes = 0
+        self.joined = 0  # of them, that another engine computed the prompt of, and that go on here from this step on
         self.kv_tokens = 0  # cached tokens that the decoding sequences read, summed
         self.spread: Spread | None = None  # of them
         self.scheduled = 0.0  # when the scheduler made it

@@ -1,5 +1,7 @@
 """One request inside an engine: what was asked, and how far it is."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 
 from sim.engine.block_pool import Holding
@@ -14,6 +16,7 @@ class Request:
     """
 
     __slots__ = (
+        "adapter",
         "admission",
         "arrival",
         "cached_tokens",
@@ -24,6 +27,7 @@ class Request:
         "first_token",
         "generated",
         "holding",
+        "kept",
         "missed_tokens",
         "offset",
         "output_tokens",
@@ -32,6 +36,7 @@ class Request:
         "prefix_ids",
         "priority",
         "prompt_tokens",
+        "remote",
         "repeats_until",
         "request_id",
         "session",
@@ -49,6 +54,7 @@ class Request:
         prefix_block_tokens: int = 16,
         priority: int = 0,
         session: str | None = None,
+        adapter: str | None = None,
     ) -> None:
         self.request_id = request_id
         self.arrival = arrival
@@ -58,11 +64,18 @@ class Request:
         self.prefix_block_tokens = prefix_block_tokens
         self.priority = priority  # larger = more urgent
         self.session = session
+        self.adapter = adapter  # None: the base model
 
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Forget all that became of it: another engine takes it, and the one that had it is no more."""
         self.holding: Holding  # its blocks, once it was added to a scheduler
         self.swapped: Swapped | None = None  # while it waits
+        self.remote = False  # its prompt is computed by another engine (`sim.engine.remote_prompts`)
+        self.kept = False  # its blocks stay held when it ends, for another engine to read
         self.admission = 0  # place in the order of admission
-        self.target = prompt_tokens  # tokens to compute before the next one is generated
+        self.target = self.prompt_tokens  # tokens to compute before the next one is generated
         self.computed = 0  # of those, while it prefills
         self.generated = 0  # output tokens when it last began to decode or was preempted
         self.offset = 0  # while it decodes
@@ -75,3 +88,17 @@ class Request:
         self.preemptions = 0
         self.repeats_until = 0  # tokens that were computed when it was preempted
         self.missed_tokens = 0  # that it computed although the prefix cache had held them
+
+    def again(self, now: float) -> Request:
+        """Another attempt of the same, sent `now`."""
+        return Request(
+            self.request_id,
+            now,
+            self.prompt_tokens,
+            self.output_tokens,
+            self.prefix_ids,
+            self.prefix_block_tokens,
+            self.priority,
+            self.session,
+            self.adapter,
+        )

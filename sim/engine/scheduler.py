@@ -16,13 +16,15 @@ where the budget or the blocks do not suffice for all are the running requests v
 from operator import attrgetter
 
 from calibrate.skew import Spread
-from sim.engine.block_pool import BlockPool
+from sim.engine.adapter_queue import AdapterQueue
+from sim.engine.block_pool import BlockPool, Hit
 from sim.engine.config import EngineConfig
 from sim.engine.decode_batch import DecodeBatch
 from sim.engine.kv_pool import make_pool, new_holding
 from sim.engine.plan import Chunk, Plan
+from sim.engine.remote_prompts import KvConnector, RemotePrompts
 from sim.engine.request import Request
-from sim.engine.scheduling_policy import SCHEDULING_POLICIES
+from sim.engine.scheduling_policy import SCHEDULING_POLICIES, WaitingQueue
 from sim.engine.session_retention import SessionRetention
 from sim.engine.swap_space import SwapSpace
 
@@ -43,13 +45,15 @@ class Scheduler:
             assert isinstance(self.pool, BlockPool)
             self.retention = SessionRetention(config.session_retention, self.pool)
         make_queue, self._choose_victim = SCHEDULING_POLICIES[config.scheduling_policy]
-        self._waiting = make_queue()
+        self._adapters = None if config.max_loras is None else AdapterQueue(make_queue, config.max_loras)
+        self._waiting: WaitingQueue = make_queue() if self._adapters is None else self._adapters
         self._running: dict[Request, None] = {}  # in order of admission
         self._prefilling: dict[Request, None] = {}  # those of them whose prompt is not computed yet
         self._batch = DecodeBatch(self.pool, self._size, spread=spread)  # the others, but for the ended
         self._admissions = 0
         self._chunk_limit = config.long_prefill_token_threshold or config.max_num_batched_tokens
         self._ended: set[Request] = set()  # with their last token under way
+        self.remote = RemotePrompts(self.pool, self._size)
 
     @property
     def running_count(self) -> int:
@@ -57,12 +61,18 @@ class Scheduler:
 
     @property
     def waiting_count(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self.remote)
 
     @property
     def blocks_held(self) -> int:
         """By requests, and for idle sessions."""
         return self.pool.held
+
+    def blocks_held_at(self, step: int) -> int:
+        """The same in the `step`-th step of a leap, the first of which is scheduled and not advanced."""
+        if step == 1 or not isinstance(self.pool, BlockPool):  # the others take nothing as a request decodes
+            return self.pool.held
+        return self.pool.held + self._batch.blocks_taken(step)
 
     @property
     def tokens_held(self) -> int:
@@ -93,12 +103,12 @@ class Scheduler:
 
     def schedule(self, now: float) -> Plan | None:
         """The next step, begun at `now`; None if there is nothing to do."""
-        if not self._running and not self._waiting:
+        if not self._running and not self._waiting and not self.remote.ready:
             return None
         if self.retention is not None:
             self.retention.expire(now)
         plan = self._grant_all() or self._grant_in_order()
-        if not plan.preempted and self._waiting:
+        if not plan.preempted and (self._waiting or self.remote.ready):
             self._admit(plan, now)
         plan.scheduled = now
         if not (plan.decodes or plan.chunks or plan.preempted or plan.starved):
@@ -112,7 +122,7 @@ class Scheduler:
         head that could not be admitted now cannot be before somebody finishes: seats, budget and free blocks do
         not grow meanwhile. (The blocks of idle sessions may come back, but all had been given up if it needed blocks.)
         """
-        if plan.chunks or plan.starved or plan.preempted:
+        if plan.chunks or plan.starved or plan.preempted or plan.first_tokens:
             return 1
         return self._batch.horizon(self.pool.free)
 
@@ -141,6 +151,9 @@ class Scheduler:
         if plan.ending:
             plan.ending.sort(key=_admission)  # their blocks enter the queue in this order
             self._ended.update(plan.ending)
+            if self._adapters is not None:
+                for request in plan.ending:
+                    self._adapters.leaves(request)
 
     def _count_repeats(self, plan: Plan, chunk: Chunk) -> None:
         """What of a chunk was computed before: by its request, or by anybody while the prefix cache held it."""
@@ -163,13 +176,60 @@ class Scheduler:
         for request in plan.ending:
             request.finish = now
             self._ended.remove(request)
-            if retention is not None and request.session is not None:
+            if request.kept:
+                self.remote.kept[request] = None
+                self._running.pop(request, None)
+            elif retention is not None and request.session is not None:
                 retention.answered(request)
                 self._running.pop(request, None)
             elif request in self._running:  # it may have been preempted with its last token under way
                 self.pool.release(request.holding)
                 del self._running[request]
         return plan.ending
+
+    def withdraw(self, request: Request) -> bool:
+        """The client of a request has gone: take it from the queue if it waits there; whether it did."""
+        if not self._waiting.remove(request) and not self.remote.drop(request):
+            return False
+        self.swap.drop(request)
+        return True
+
+    def abort(self, request: Request, plan: Plan | None, now: float) -> int:
+        """The client of a request that was admitted has gone: at `now`, where a step ends, it gives back its seat and
+        its blocks, of which the prefix cache keeps the full ones.
+
+        `plan` is the step that has advanced and not completed: it computes the request all the same, and nobody gets
+        what comes of it (vLLM, `Scheduler.finish_requests` and `update_from_output`). No other step is scheduled.
+        Returns how many tokens it had in the KV cache.
+        """
+        if self.retention is not None:
+            self.retention.expire(now)
+        if plan is not None and request in plan.first_tokens:
+            plan.first_tokens.remove(request)
+        if self._adapters is not None and request not in self._ended:
+            self._adapters.leaves(request)
+        if request in self._ended:
+            assert plan is not None
+            self._ended.remove(request)
+            plan.ending.remove(request)
+            if request not in self._running:  # it was preempted with its last token under way
+                if request.kept:
+                    self.pool.release(request.holding)
+                return 0
+            tokens = request.prompt_tokens + request.output_tokens - 1
+        elif request in self._prefilling:
+            tokens = request.computed
+            del self._prefilling[request]
+        else:
+            tokens = self.context(request)
+            self._batch.stop(request)
+        del self._running[request]
+        self.pool.release(request.holding)
+        return tokens
+
+    def has(self, request: Request) -> bool:
+        """Whether it was admitted and has not left."""
+        return request in self._running or request in self._ended
 
     def reset(self, plan: Plan, now: float) -> list[Request]:
         """The engine is started anew, at `now`, instead of running `plan`, which was scheduled last.
@@ -255,7 +315,7 @@ class Scheduler:
         granted: dict[Request, int] = {}
         blocked = False
         for request in list(self._running):
-            if request not in self._running or request in self._ended:
+            if request not in self._running or request in self._ended or self._elsewhere(request):
                 continue  # preempted meanwhile, or nothing left to compute
             decoding = request not in self._prefilling
             computed = self.context(request) if decoding else request.computed
@@ -301,6 +361,10 @@ class Scheduler:
             plan.spread = Spread(sum(context * context for context in contexts), max(contexts))
         return plan
 
+    def _elsewhere(self, request: Request) -> bool:
+        """Whether it decodes in another batch, where an engine has several."""
+        return False
+
     def _make_room(self, blocks: int) -> bool:
         """Whether so many blocks are free once idle sessions have given up theirs."""
         return self.retention is not None and self.retention.make_room(blocks)
@@ -316,8 +380,11 @@ class Scheduler:
         request.preemptions += 1
         del self._running[request]
         if request in self._ended:
-            self.pool.release(request.holding)  # its last token comes all the same
+            if not request.kept:
+                self.pool.release(request.holding)  # its last token comes all the same
             return
+        if self._adapters is not None:
+            self._adapters.leaves(request)
         computed = request.computed
         if request in self._prefilling:
             del self._prefilling[request]
@@ -339,9 +406,18 @@ class Scheduler:
 
     def _admit(self, plan: Plan, now: float) -> None:
         config = self.config
+        if self.remote.ready and len(self._running) < config.max_num_seqs:
+            self._join_ready(plan, now)
         while self._waiting and plan.budget and len(self._running) < config.max_num_seqs:
             request = self._waiting.head()
-            hit = self.pool.find(request.holding, request.target)
+            if request is None:
+                break
+            hit = self.pool.find(request.holding, request.prompt_tokens if request.remote else request.target)
+            if request.remote:
+                if not self._take_blocks(request, hit, hit.tokens, request.prompt_tokens + request.generated):
+                    break
+                self.remote.expect(self._waiting.pop(), hit)
+                continue
             start = hit.tokens
             if request.swapped is not None:
                 start = max(start, request.swapped.tokens)
@@ -350,23 +426,66 @@ class Scheduler:
                 break
             tokens = min(wanted, plan.budget)
             needed = request.target if config.scheduler_reserve_full_isl else start + tokens
-            if self.retention is None:
-                admitted = self.pool.admit(request.holding, hit, start + tokens, needed)
-            else:
-                admitted = self.retention.admit(request, hit, start + tokens, needed)
-            if not admitted:
+            if not self._take_blocks(request, hit, start + tokens, needed):
                 break
             self._waiting.pop()
             self._admissions += 1
             request.admission = self._admissions
             self._running[request] = None
             self._prefilling[request] = None
+            if self._adapters is not None:
+                self._adapters.runs(request)
             if request.first_scheduled is None:
                 request.first_scheduled = now
                 request.cached_tokens = hit.tokens
+                if request.kept:
+                    self.remote.began(request)
             else:
                 plan.resumed = [*plan.resumed, request]
             if request.swapped is not None and (copy := self.swap.restore(request, hit.tokens // self._size)):
                 plan.swapped_in = [*plan.swapped_in, copy]
             plan.budget -= tokens
             plan.chunks.append(Chunk(request, start, tokens))
+
+    def _take_blocks(self, request: Request, hit: Hit, tokens: int, needed: int) -> bool:
+        if self.retention is None:
+            return self.pool.admit(request.holding, hit, tokens, needed)
+        return self.retention.admit(request, hit, tokens, needed)
+
+    # Prompts that one engine computes for another.
+
+    def connect(self, connector: KvConnector) -> None:
+        """`connector` carries their blocks."""
+        self.remote.connector = connector
+
+    def cached(self, request: Request) -> int:
+        """Prompt tokens that the prefix cache has of a request that is not here."""
+        return self.pool.find(new_holding(self.config, request), request.prompt_tokens).tokens
+
+    def received(self, request: Request) -> bool:
+        """The blocks that were asked for have come; True if the next step may differ because of it."""
+        self.remote.came(request)
+        return len(self._running) < self.config.max_num_seqs
+
+    def give_back(self, request: Request) -> bool:
+        """Nobody reads the blocks of a request that ended any more, which it kept; True if the next step may differ."""
+        del self.remote.kept[request]
+        self.pool.release(request.holding)
+        return bool(self._waiting)
+
+    def _join_ready(self, plan: Plan, now: float) -> None:
+        for request in list(self.remote.ready):
+            if not plan.budget or len(self._running) == self.config.max_num_seqs:
+                break
+            if self._adapters is None or self._adapters.may_run(request):
+                self.remote.ready.remove(request)
+                self._join(request, plan, now)
+
+    def _join(self, request: Request, plan: Plan, now: float) -> None:
+        """It has its prompt and decodes from this step on."""
+        self._admissions += 1
+        request.admission = self._admissions
+        self._running[request] = None
+        if self._adapters is not None:
+            self._adapters.runs(request)
+        self.remote.join(request, plan, self._batch, now)

@@ -1,6 +1,6 @@
 """Scheduling policies: whom to admit next, and whom to preempt. One entry of `SCHEDULING_POLICIES` each."""
 
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Protocol
@@ -15,45 +15,92 @@ class WaitingQueue(Protocol):
     def put_back(self, request: Request) -> None:
         """A preempted request."""
 
-    def head(self) -> Request:
-        """The request to admit next; the queue is not empty."""
+    def head(self) -> Request | None:
+        """The request to admit next; the queue is not empty. None: of all that wait none may be admitted now."""
 
     def pop(self) -> Request:
         """Remove and return the head."""
 
+    def remove(self, request: Request) -> bool:
+        """It waits no more, wherever it stands; whether it did."""
+
+    def place(self, request: Request) -> tuple[float, ...]:
+        """Where it stands: whose place is less is served first."""
+
     def __len__(self) -> int: ...
 
 
-class FirstComeFirstServed(deque[Request]):
-    """Arrivals at the end, preempted requests at the front."""
+class FirstComeFirstServed(OrderedDict[Request, int]):
+    """Arrivals at the end, preempted requests at the front; each with its ticket, which rise."""
 
-    push = deque.append
-    put_back = deque.appendleft
-    pop = deque.popleft
+    def __init__(self) -> None:
+        super().__init__()
+        self._first = self._last = 0
+
+    def push(self, request: Request) -> None:
+        self._last += 1
+        self[request] = self._last
+
+    def put_back(self, request: Request) -> None:
+        self._first -= 1
+        self[request] = self._first
+        self.move_to_end(request, last=False)
 
     def head(self) -> Request:
-        return self[0]
+        return next(iter(self))
+
+    def pop(self) -> Request:  # type: ignore[override]
+        return self.popitem(last=False)[0]
+
+    def remove(self, request: Request) -> bool:
+        if request not in self:
+            return False
+        del self[request]
+        return True
+
+    def place(self, request: Request) -> tuple[float, ...]:
+        return (self[request],)
 
 
 class MostUrgentFirst:
     """By (priority, arrival, request_id), preempted requests like any other (vLLM `v1/core/sched/request_queue.py`)."""
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, float, int, Request]] = []
+        self._heap: list[tuple[int, float, int, int, Request]] = []
+        self._there: set[Request] = set()  # others in the heap were removed
+        self._pushed = 0
 
     def push(self, request: Request) -> None:
-        heappush(self._heap, (-request.priority, request.arrival, request.request_id, request))
+        # Of one request two attempts may stand here, of which one was removed: their order must not ask for more.
+        self._pushed += 1
+        entry = -request.priority, request.arrival, request.request_id, self._pushed, request
+        heappush(self._heap, entry)
+        self._there.add(request)
 
     put_back = push
 
     def head(self) -> Request:
-        return self._heap[0][3]
+        while self._heap[0][4] not in self._there:
+            heappop(self._heap)
+        return self._heap[0][4]
 
     def pop(self) -> Request:
-        return heappop(self._heap)[3]
+        request = self.head()
+        heappop(self._heap)
+        self._there.remove(request)
+        return request
+
+    def remove(self, request: Request) -> bool:
+        if request not in self._there:
+            return False
+        self._there.remove(request)
+        return True
+
+    def place(self, request: Request) -> tuple[float, ...]:
+        return -request.priority, request.arrival, request.request_id
 
     def __len__(self) -> int:
-        return len(self._heap)
+        return len(self._there)
 
 
 def _last_admitted(running: dict[Request, None]) -> Request:

@@ -148,6 +148,9 @@ class ShapeCache:
     def finished(self, request: Request, now: float) -> None:
         pass
 
+    def aborted(self, request: Request, now: float) -> None:
+        pass
+
     def shape(self, plan: Plan) -> Shape | None:
         """The padded shape of a step; None where it runs without one."""
         sequences = plan.decodes + len(plan.chunks)

@@ -54,6 +54,9 @@ class CostSource(Protocol):
     def finished(self, request: Request, now: float) -> None:
         """It was answered."""
 
+    def aborted(self, request: Request, now: float) -> None:
+        """Its client has gone, perhaps before any step computed it."""
+
 
 class StepCosts:
     """All sources of one engine."""
@@ -81,3 +84,7 @@ class StepCosts:
     def finished(self, request: Request, now: float) -> None:
         for source in self._sources:
             source.finished(request, now)
+
+    def aborted(self, request: Request, now: float) -> None:
+        for source in self._sources:
+            source.aborted(request, now)

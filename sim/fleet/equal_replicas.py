@@ -8,12 +8,14 @@ from typing import Any
 import polars as pl
 
 from sim.engine.config import EngineConfig
-from sim.engine.process import StepTimes
 from sim.engine.step_costs import StepCosts
+from sim.engine.step_times import StepTimes
+from sim.fleet.admission_settings import AdmissionSettings
 from sim.fleet.fit import check_fit
 from sim.fleet.fleet import Fleet
 from sim.fleet.pool import Pool
 from sim.fleet.replica import ReplicaKind, no_costs
+from sim.fleet.routing_settings import RoutingSettings
 from sim.results.recorder import EventRecorder
 
 
@@ -24,6 +26,8 @@ def equal_replicas(
     *,
     replicas: int = 1,
     router: str = "round_robin",
+    routing: RoutingSettings | None = None,
+    admission: AdmissionSettings | None = None,
     seed: int = 0,
     costs: Callable[[int, EventRecorder], StepCosts | None] = no_costs,
     weights: Any = None,
@@ -38,7 +42,9 @@ def equal_replicas(
     kind = ReplicaKind(engine, step_times, costs, weights)
     return Fleet(
         requests,
-        lambda world, on_end: Pool(world, kind, on_end, replicas=replicas, router=router),
+        lambda world, on_end: Pool(
+            world, kind, on_end, replicas=replicas, router=router, routing=routing, admission=admission
+        ),
         seed=seed,
         leap=leap,
     )

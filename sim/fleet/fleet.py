@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -11,9 +11,11 @@ import simpy
 from sim.engine.request import Request
 from sim.engine.reservation_use import shares
 from sim.engine.session_accounts import sessions_table
+from sim.fleet.model_prefixes import tell_models_apart
 from sim.fleet.request_rows import LaterTurns, RequestRows
 from sim.fleet.service import Service
 from sim.fleet.world import FINISHED, OnEnd, World
+from sim.results.energy import ReplicaPower
 from sim.results.recorder import RequestRecorder
 
 
@@ -27,6 +29,7 @@ class FleetRun:
     replicas: pl.DataFrame
     event_count: int
     sessions: pl.DataFrame | None = None  # where KV blocks are kept for idle sessions
+    powers: Sequence[ReplicaPower | None] = ()  # what each replica draws, by its number
     kv_use: dict[str, float | None] | None = None  # `reservation_use.shares`, where the KV cache is reserved in ranges
 
 
@@ -42,6 +45,7 @@ class Fleet:
         leap: bool = True,
     ) -> None:
         """`requests` has the columns of `traces.table`; `service` makes what serves them."""
+        requests = tell_models_apart(requests)
         self._trace = requests
         self._records = RequestRecorder(requests["prompt_tokens"].to_numpy(), requests["output_tokens"].to_numpy())
         self.world = World(self._records, seed, leap)
@@ -62,6 +66,7 @@ class Fleet:
             world.replicas.table(),
             events,
             sessions=sessions_table(dict(sorted(world.accounts.items()))) if world.accounts else None,
+            powers=world.replicas.powers,
             kv_use=shares(world.uses) if world.uses else None,
         )
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from sim.engine.request import Request
+from sim.fleet.admission import ADMISSIONS
+from sim.fleet.admission.admission import Admission, Hall
+from sim.fleet.admission_settings import AdmissionSettings
+from sim.fleet.gauges import Gauges
+from sim.fleet.late_news import LateNews
 from sim.fleet.load import Load
 from sim.fleet.replica import Replica, ReplicaKind
 from sim.fleet.routers import ROUTERS
 from sim.fleet.routers.router import Router, RouterSetting
-from sim.fleet.world import FINISHED, REJECTED, OnEnd, World
+from sim.fleet.routing_settings import RoutingSettings
+from sim.fleet.world import FAILED, FINISHED, REJECTED, SHED, OnEnd, World
 from traces.streams import stream
 
 
@@ -28,6 +35,8 @@ class Pool:
         *,
         replicas: int,
         router: str = "round_robin",
+        routing: RoutingSettings | None = None,
+        admission: AdmissionSettings | None = None,
         name: str = "",
         site: str | None = None,
     ) -> None:
@@ -38,14 +47,34 @@ class Pool:
         self.starting: list[Replica] = []
         self.draining: list[Replica] = []
         self.held: deque[Request] = deque()  # for want of a replica
-        self.load = Load()
+        self.bring_up: Callable[[Replica], None] | None = None  # lets it `join`, now or later
+        self.gone: list[Callable[[Replica], None]] = []  # told of each that has ended
+        self.came: list[Callable[[Replica], None]] = []  # told of each that joins
+        self.takes_over: Callable[[Request], bool] | None = None  # whether another replica gets what a crash lost
+        routing = routing or RoutingSettings()
+        self.load = Load(Gauges(world.clock, self.members, routing.scrape_interval).read)
         self._world = world
         self._on_end = on_end
         self._site = site
         self._of: dict[int, Replica] = {}  # request_id → where it is
         kv_tokens = kind.engine.kv_blocks * kind.engine.block_size
         random = stream(world.seed, f"router {name}" if name else "router")
-        self.router: Router = ROUTERS[router](RouterSetting(random, kv_tokens))
+        clock = world.clock
+        self.router: Router = ROUTERS[router](
+            RouterSetting(random, kv_tokens, kind.engine.block_size, routing, lambda: clock.now)
+        )
+        self._news = LateNews(clock, routing.load_delay)
+        self._admission: Admission | None = None
+        if admission is not None:
+            hall = Hall(
+                now=lambda: clock.now,
+                replicas=lambda: len(self.members),
+                outstanding=lambda: len(self._of) + len(self.held),
+                held=lambda: len(self.held),
+                gauges=self.load.gauges,
+            )
+            self._admission = ADMISSIONS[admission.policy](admission, hall)
+        world.pools.append(self)
         for _ in range(replicas):
             replica = self.begin()
             self.starting.remove(replica)
@@ -56,6 +85,12 @@ class Pool:
         limit = self.kind.engine.max_model_len
         if limit is not None and request.prompt_tokens + request.output_tokens > limit:
             self._on_end(request, REJECTED)
+        elif self._admission is not None and (why := self._admission.refuses(request)):
+            tokens = request.prompt_tokens + request.output_tokens
+            self._world.events.append(
+                self._world.clock.now, -1, "shed", request_id=request.request_id, amount=tokens, detail=why
+            )
+            self._on_end(request, SHED)
         elif self.members:
             self._send(request)
         else:
@@ -73,10 +108,24 @@ class Pool:
         """Ask for one more replica; it costs from now on, and takes requests once it may `join`."""
         world, kind = self._world, self.kind
         number = world.replicas.requested(
-            world.clock.now, self.name, site=self._site, gpus=kind.gpus, gpu_hour_price=kind.gpu_hour_price
+            world.clock.now,
+            self.name,
+            site=self._site,
+            gpus=kind.gpus,
+            gpu_hour_price=kind.gpu_hour_price,
+            power=kind.power,
         )
         replica = Replica(world, number, kind, self._finished)
         self.starting.append(replica)
+        return replica
+
+    def grow(self) -> Replica:
+        """One more replica, that joins when it has started: at once where nobody was told to `bring_up`."""
+        replica = self.begin()
+        if self.bring_up is None:
+            self.join(replica)
+        else:
+            self.bring_up(replica)
         return replica
 
     def join(self, replica: Replica) -> None:
@@ -84,7 +133,9 @@ class Pool:
         self.starting.remove(replica)
         self._enter(replica)
         self._told()
-        while self.held:
+        for told in self.came:
+            told(replica)
+        while self.held and self.members:
             self._send(self.held.popleft())
 
     def drain(self, replica: Replica, why: str) -> None:
@@ -97,13 +148,43 @@ class Pool:
         self.draining.append(replica)
         self._end_if_drained(replica, why)
 
+    def crash(self, replica: Replica) -> int:
+        """It ends at once, in whatever state it is. What it had fails, in the order in which it came, or begins anew on
+        another replica where `takes_over` says so. Returns how many requests that were."""
+        if replica in self.starting:
+            self.starting.remove(replica)
+        elif replica in self.draining:
+            self.draining.remove(replica)
+        else:
+            self._leave(replica)
+        self._ended(replica, "crashed")
+        lost = replica.lose()
+        taken_over: list[Request] = []
+        for request in lost:
+            del self._of[request.request_id]
+            self._news.tell(self.load.ended, replica.number, request)
+            self._news.tell(self.router.ended, request, replica.number)
+            if self.takes_over is not None and self.takes_over(request):
+                taken_over.append(request)
+            else:
+                self._on_end(request, FAILED)
+        for request in taken_over:
+            request.start_over()
+            if self.members:
+                self._send(request)
+            else:
+                self.held.append(request)
+        return len(lost)
+
     def close(self, end: float) -> None:
         for replica in (*self.members, *self.starting, *self.draining):
             replica.close(end)
 
     def _send(self, request: Request) -> None:
+        self._news.hear()
         replica = self.members[self.router.choose(request, self.load)]
-        self.load.sent(replica.place, request)
+        self._news.tell(self.load.sent, replica.number, request)
+        self._news.tell(self.router.sent, request, replica.number)
         self._world.requests.replica[request.request_id] = replica.number
         self._of[request.request_id] = replica
         replica.submit(request)
@@ -115,21 +196,20 @@ class Pool:
 
     def _took_leave(self, replica: Replica, request: Request) -> None:
         """It is on the replica no more."""
-        self.router.ended(request, replica.number)
+        self._news.tell(self.load.ended, replica.number, request)
+        self._news.tell(self.router.ended, request, replica.number)
         if replica.leaving:
             self._end_if_drained(replica, "scaled down")
-        else:
-            self.load.ended(replica.place, request)
 
     def _enter(self, replica: Replica) -> None:
         replica.place = len(self.members)
         self.members.append(replica)
-        self.load.come()
+        self.load.come(replica.number)
         self._world.replicas.ready(replica.number, self._world.clock.now)
 
     def _leave(self, replica: Replica) -> None:
         del self.members[replica.place]
-        self.load.gone(replica.place)
+        self.load.gone(replica.number)
         for place, member in enumerate(self.members):
             member.place = place
         self._told()
@@ -137,8 +217,13 @@ class Pool:
     def _end_if_drained(self, replica: Replica, why: str) -> None:
         if not replica.outstanding:
             self.draining.remove(replica)
-            replica.close(self._world.clock.now)
-            self._world.replicas.ended(replica.number, self._world.clock.now, why)
+            self._ended(replica, why)
+
+    def _ended(self, replica: Replica, why: str) -> None:
+        replica.close(self._world.clock.now)
+        self._world.replicas.ended(replica.number, self._world.clock.now, why)
+        for told in self.gone:
+            told(replica)
 
     def _told(self) -> None:
         self.router.members([replica.number for replica in self.members])

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 
 from sim.engine.clock import Clock
 from sim.engine.config import EngineConfig
-from sim.engine.process import Engine, StepTimes
+from sim.engine.pipelined import PipelinedEngine
+from sim.engine.process import Engine
+from sim.engine.remote_prompts import KvConnector
 from sim.engine.request import Request
 from sim.engine.step_costs import StepCosts
+from sim.engine.step_times import StepTimes
 from sim.fleet.weight_cache import WeightCache
 from sim.fleet.world import World
+from sim.results.energy import ReplicaPower
 from sim.results.recorder import EventRecorder
 
 
@@ -24,7 +28,8 @@ class ReplicaKind:
     """What all replicas of a pool are.
 
     `costs` makes what a replica's steps take beyond `step_times`; `weights` the cache of models that stands before its
-    engine, where there is one. `gpu_hour_price` is of one of its `gpus`; None: not given.
+    engine, where there is one. `gpu_hour_price` is of one of its `gpus`; None: not given. `power` is what it draws;
+    None: not known. `connect` makes what carries the KV blocks of a replica, where one computes prompts for another.
     """
 
     engine: EngineConfig
@@ -33,6 +38,8 @@ class ReplicaKind:
     weights: Callable[[Clock, int, EventRecorder, Callable[[Request], None]], WeightCache] | None = None
     gpus: int = 1
     gpu_hour_price: float | None = None
+    power: ReplicaPower | None = None
+    connect: Callable[[Replica], KvConnector] | None = None
 
 
 class Replica:
@@ -47,7 +54,8 @@ class Replica:
         self.leaving = False  # it gets no more requests
         self._world = world
         self._on_finish = on_finish
-        self.engine = Engine(
+        engine = PipelinedEngine if kind.engine.pipeline_parallel > 1 else Engine
+        self.engine = engine(
             world.clock,
             number,
             kind.engine,
@@ -62,6 +70,10 @@ class Replica:
         if kind.weights is not None:
             self._cache = kind.weights(world.clock, number, world.events, self.engine.submit)
         self._host: Engine | WeightCache = self._cache or self.engine
+        self._connector: KvConnector | None = None
+        if kind.connect is not None:
+            self._connector = kind.connect(self)
+            self.engine.scheduler.connect(self._connector)
 
     def submit(self, request: Request) -> None:
         self.outstanding[request.request_id] = request
@@ -69,19 +81,40 @@ class Replica:
 
     def abort(self, request: Request) -> None:
         """Its client has gone."""
-        del self.outstanding[request.request_id]
-        self._host.abort(request)
+        request = self.outstanding.pop(request.request_id)
+        if self._cache is None or self._cache.abort(request):
+            self.engine.abort(request)
+
+    def lose(self) -> list[Request]:
+        """It crashed and is closed: returns what it had, in the order in which it came. Nothing of it ever ends."""
+        lost = list(self.outstanding.values())
+        self.outstanding.clear()
+        return lost
 
     def close(self, end: float) -> None:
         """It ended then, or the run did."""
         engine, world = self.engine, self._world
+        engine.stop()
         engine.close(end)
+        if self._cache is not None:
+            self._cache.stop()
         if engine.retention is not None:
             world.accounts[self.number] = engine.retention.accounts
         if engine.reservation_use is not None:
             world.uses.append(engine.reservation_use)
 
+    def read(self, request: Request) -> None:
+        """Another replica has the blocks of a request that had ended here, and kept them for it."""
+        self.engine.give_back(request)
+        self._left(request)
+
     def _finished(self, request: Request) -> None:
+        if request.kept and self._connector is not None:
+            self._connector.prefilled(request)
+        else:
+            self._left(request)
+
+    def _left(self, request: Request) -> None:
         del self.outstanding[request.request_id]
         if self._cache is not None:
             self._cache.finished(request)

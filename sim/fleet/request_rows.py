@@ -11,7 +11,10 @@ from sim.engine.request import Request
 
 
 class RequestRows:
-    """Rows of a request table (`traces.table`), kept as columns; `make` makes the request of a row."""
+    """Rows of a request table (`traces.table`), kept as columns; `make` makes the request of a row.
+
+    A column `adapter`, where there is one, names those of the engine's adapters (`sim.fleet.adapters`).
+    """
 
     def __init__(self, rows: pl.DataFrame) -> None:
         count = len(rows)
@@ -29,6 +32,7 @@ class RequestRows:
         self._block_tokens = column("prefix_block_tokens", 16)
         self._priority = column("priority", 0)
         self._session = rows["session"] if "session" in rows.columns else None
+        self._adapter = rows["adapter"] if "adapter" in rows.columns else None
         self._ids: np.ndarray | None = None
         if "prefix_ids" in rows.columns:
             self._ids, self._ends = _flat(rows["prefix_ids"])
@@ -49,6 +53,7 @@ class RequestRows:
             self._block_tokens.item(row),
             self._priority.item(row),
             None if self._session is None else self._session[row],
+            None if self._adapter is None else self._adapter[row],
         )
 
 

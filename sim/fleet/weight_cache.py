@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import NamedTuple
 
 from simpy.events import URGENT
@@ -18,6 +19,7 @@ from sim.engine.clock import Clock
 from sim.engine.request import Request
 from sim.fleet.weight_eviction import EVICTIONS
 from sim.fleet.weight_link import SharedLink
+from sim.fleet.weight_peers import WeightPeers
 from sim.fleet.weight_settings import WeightCacheSettings
 from sim.fleet.weights import Models, Weights
 from sim.results.recorder import EventRecorder
@@ -53,6 +55,10 @@ class WeightCache:
 
     `weights_loaded` is a load; `weights_evicted` the end of weights, whose `detail` says what for: the name of the
     eviction policy, ttl, stale, or copy (the second of a stampede).
+
+    With `peer_bandwidth` a load comes from another host that holds that very version, if as it begins that host's link
+    promises it no less than its own does. Weights that are being sent are in use. Where the sender ends, the load
+    begins anew. `weights_sent` is such a copy: its replica is the sender, its `detail` names receiver and model.
     """
 
     def __init__(
@@ -64,6 +70,8 @@ class WeightCache:
         replica: int,
         events: EventRecorder,
         serve: Callable[[Request], None],
+        *,
+        peers: WeightPeers | None = None,
     ) -> None:
         """`asked`: the model of each request, by request_id. `serve` takes a request whose weights are there.
         Every model must fit, and those of `preload` together (`WeightCacheSettings.check_fit`)."""
@@ -75,9 +83,13 @@ class WeightCache:
         self._events = events
         self._serve = serve
         self._rank = EVICTIONS[settings.eviction]
-        bandwidth = settings.load_bandwidth
-        self._link = SharedLink(clock, None if bandwidth == "unlimited" else bandwidth)
-        self._index = {name: index for index, name in enumerate(dict.fromkeys(asked))}
+        self._bandwidth = _number(settings.load_bandwidth)
+        self._link = _link(clock, self._bandwidth)
+        self._copies = 0  # under way on it
+        self._peers = peers
+        self._peer_bandwidth = _number(settings.peer_bandwidth or "unlimited")
+        self._peer_link = _link(clock, self._peer_bandwidth)
+        self._sent: dict[_Load, WeightCache] = {}  # loads of other hosts, whose weights are under way to them
         self._known: dict[tuple[str, int], Weights] = {}  # resident, being loaded or wanted
         self._newest: dict[str, int] = {}  # version that was asked for last
         self._idle: dict[Weights, None] = {}  # longest idle first
@@ -88,14 +100,17 @@ class WeightCache:
         self._single: dict[Weights, _Load] = {}  # the load that others join
         self._queue: deque[_Load] = deque()  # loads that wait for memory
         self._behind: list[_Wait] = []  # requests that wait for the end of all loads
+        self._waiting: dict[Request, _Load | None] = {}  # all that wait → the load, None: behind
+        self._stopped = False
         for name in settings.preload:
             self._preload(name)
+        if peers is not None:
+            peers.join(self)
 
     def submit(self, request: Request) -> None:
         now = self._clock.now
         name = self._asked[request.request_id]
         self._drop_expired(now)
-        self._tell_apart(request, name)
         weights, why = self._find(name, now)
         weights.users += 1
         weights.uses += 1
@@ -104,10 +119,13 @@ class WeightCache:
         if weights.resident:
             self._begin(_Wait(request, now, ""))
         elif not why and self._settings.single_flight:
-            self._single[weights].waiting.append(_Wait(request, now, "joined"))
+            load = self._single[weights]
+            load.waiting.append(_Wait(request, now, "joined"))
+            self._waiting[request] = load
         else:
             why = why or "stampede"
             load = _Load(weights, why, [_Wait(request, now, why)])
+            self._waiting[request] = load
             if self._settings.single_flight:
                 self._single[weights] = load
             self._queue.append(load)
@@ -117,8 +135,38 @@ class WeightCache:
         """It has run; its weights may go if nobody else uses them."""
         weights = self._used_by.pop(request.request_id)
         weights.users -= 1
-        if weights.users:
-            return
+        if not weights.users:
+            self._unused(weights)
+
+    def abort(self, request: Request) -> bool:
+        """Its client has gone: it gives back its weights at once, be the engine's last step with them under way.
+
+        A load that has begun goes on; one that nobody waits for any more does not begin. Returns whether the request
+        had been handed on.
+        """
+        weights = self._used_by.pop(request.request_id)
+        weights.users -= 1
+        served = request not in self._waiting
+        if not served:
+            self._wait_no_more(request, self._waiting.pop(request))
+        if not weights.users:
+            if weights.resident:
+                self._unused(weights)
+            elif not weights.loads:
+                del self._known[weights.name, weights.version]
+        return served
+
+    def stop(self) -> None:
+        """Its host is no more: nothing is loaded, sent or handed on any more."""
+        self._stopped = True
+        if self._peers is not None:
+            self._peers.leave(self)
+        lost, self._sent = self._sent, {}
+        for load, host in lost.items():
+            host._fetch_next(load)
+
+    def _unused(self, weights: Weights) -> None:
+        """Nobody uses resident weights any more."""
         if weights.version != self._newest[weights.name]:
             self._drop(weights, "stale")
         else:
@@ -133,7 +181,7 @@ class WeightCache:
         if weights is not None:
             return weights, ""
         old = self._known.get((name, self._newest.get(name, version)))
-        if old is not None and not old.users:
+        if old is not None and old.resident and not old.users:
             self._drop(old, "stale")
         return self._learn(name, version), "miss" if old is None else "stale"
 
@@ -143,16 +191,76 @@ class WeightCache:
         self._newest[name] = version
         return weights
 
+    def _wait_no_more(self, request: Request, load: _Load | None) -> None:
+        if load is None:
+            self._behind = [wait for wait in self._behind if wait.request is not request]
+            return
+        load.waiting = [wait for wait in load.waiting if wait.request is not request]
+        if not load.waiting and load in self._queue:
+            self._queue.remove(load)
+            self._single.pop(load.weights, None)
+            self._begin_loads_next()
+
     def _begin_loads(self) -> None:
+        if self._stopped:
+            return
         now = self._clock.now
         self._drop_expired(now)
         while self._queue and self._make_room(self._queue[0].weights.size):
             load = self._queue.popleft()
             load.begun = now
             self._loading += 1
+            load.weights.loads += 1
             self._bytes += load.weights.size
             self._count += 1
-            self._link.copy(load.weights.size, partial(self._copied, load))
+            self._fetch(load)
+
+    def _fetch(self, load: _Load) -> None:
+        """Copy weights from the host that promises most, of the other hosts and its own disk or store."""
+        weights = load.weights
+        host = None if self._peers is None else self._peers.holder(weights.name, weights.version)
+        if host is not None and host._peer_bandwidth / (host.sends + 1) >= self._bandwidth / (self._copies + 1):
+            host._send(load, self)
+        else:
+            self._copies += 1
+            self._link.copy(weights.size, partial(self._read, load))
+
+    def _fetch_next(self, load: _Load) -> None:
+        """The same, when the event under way is over."""
+        if not self._stopped:
+            self._clock.at(self._clock.now, URGENT).callbacks = [lambda _: self._fetch(load)]
+
+    def _read(self, load: _Load) -> None:
+        self._copies -= 1
+        self._copied(load)
+
+    # For other hosts.
+
+    @property
+    def sends(self) -> int:
+        """How many copies are under way to other hosts."""
+        return len(self._sent)
+
+    def holds(self, name: str, version: int) -> bool:
+        weights = self._known.get((name, version))
+        return weights is not None and weights.resident
+
+    def _send(self, load: _Load, host: WeightCache) -> None:
+        weights = self._known[load.weights.name, load.weights.version]
+        weights.users += 1
+        self._idle.pop(weights, None)
+        self._sent[load] = host
+        self._peer_link.copy(weights.size, partial(self._has_sent, load, weights, self._clock.now))
+
+    def _has_sent(self, load: _Load, weights: Weights, begun: float) -> None:
+        if self._stopped:
+            return
+        host = self._sent.pop(load)
+        weights.users -= 1
+        self._record(begun, "weights_sent", weights, str(host._replica), self._clock.now - begun)
+        if not weights.users:
+            self._unused(weights)
+        host._copied(load)
 
     def _copied(self, load: _Load) -> None:
         latency = self._settings.load_latency
@@ -162,11 +270,15 @@ class WeightCache:
             self._loaded(load)
 
     def _loaded(self, load: _Load) -> None:
+        if self._stopped:
+            return
         weights, now = load.weights, self._clock.now
         self._loading -= 1
+        weights.loads -= 1
         self._record(load.begun, "weights_loaded", weights, load.why, now - load.begun)
         waits = load.waiting
-        if weights.resident:
+        another = weights.resident
+        if another:
             self._give_up(weights, "copy", now)
             self._begin_loads_next()
         else:
@@ -177,6 +289,8 @@ class WeightCache:
             waits, self._behind = sorted([*waits, *self._behind], key=lambda wait: wait.since), []
         for wait in waits:
             self._begin(wait)
+        if not another and not weights.users:  # all who waited have gone
+            self._unused(weights)
 
     def _spare_loads(self, weights: Weights) -> list[_Wait]:
         """Take back the loads of these weights that have not begun; returns who waits for them."""
@@ -194,8 +308,10 @@ class WeightCache:
         """Hand on a request whose weights are there, unless loads keep the host from it."""
         if self._loading and not self._settings.load_while_serving:
             self._behind.append(wait if wait.why else wait._replace(why="behind"))
+            self._waiting[wait.request] = None
             return
         request, since, why = wait
+        self._waiting.pop(request, None)
         if why:
             weights, seconds = self._used_by[request.request_id], self._clock.now - since
             self._record(since, "model_load", weights, why, seconds, request.request_id)
@@ -245,12 +361,6 @@ class WeightCache:
         self._count += 1
         self._record(0.0, "weights_loaded", weights, "preload", 0.0)
 
-    def _tell_apart(self, request: Request, name: str) -> None:
-        """Equal tokens have other keys and values in another model, so their blocks must not be shared."""
-        if len(self._index) > 1 and len(request.prefix_ids):
-            index, count = self._index[name], len(self._index)
-            request.prefix_ids = [prefix_id * count + index for prefix_id in request.prefix_ids]
-
     def _record(
         self,
         time: float,
@@ -269,3 +379,12 @@ class WeightCache:
             amount=weights.size,
             detail=f"{why} {weights.name}",
         )
+
+
+def _number(bandwidth: float | str) -> float:
+    """In bytes/s; infinite where it is unlimited."""
+    return inf if isinstance(bandwidth, str) else bandwidth
+
+
+def _link(clock: Clock, bandwidth: float) -> SharedLink:
+    return SharedLink(clock, None if bandwidth == inf else bandwidth)

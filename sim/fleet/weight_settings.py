@@ -33,6 +33,11 @@ class WeightCacheSettings(Spec):
     load_bandwidth: Annotated[float, Field(ge=1.0, le=1e18)] | Literal["unlimited"] = Field(
         description="bytes/s at which a host loads weights, shared by the loads under way"
     )
+    peer_bandwidth: Annotated[float, Field(ge=1.0, le=1e18)] | Literal["unlimited"] | None = Field(
+        default=None,
+        description="bytes/s at which a host sends weights that it holds to others that load them, shared by all that "
+        "it sends; hosts send nothing if not given",
+    )
     load_latency: float = Field(
         default=0.0,
         ge=0,
@@ -125,6 +130,9 @@ class WeightCacheSettings(Spec):
                 "requests of all models share its steps, as those of adapters do, but no block of the prefix cache",
             ),
         ]
+        if self.peer_bandwidth is not None:
+            note = "of a host that sends weights to others, shared equally; they come from where they come faster"
+            terms.append(term("peer_bandwidth", self.peer_bandwidth, "bytes/s", True, note))
         if self.preload:
             note = "on every host when the run begins; the time to load them is not counted"
             terms.append(term("preload", len(self.preload), "models", True, note))

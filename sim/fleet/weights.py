@@ -19,6 +19,7 @@ class Weights:
     version: int
     size: int  # bytes
     resident: bool = False
+    loads: int = 0  # of it that are under way
     users: int = 0  # requests that wait for it or run
     uses: int = 0  # requests that ever did
     idle_since: float = 0.0

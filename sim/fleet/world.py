@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sim.engine.clock import Clock
 from sim.engine.request import Request
 from sim.engine.reservation_use import ReservationUse
 from sim.engine.session_accounts import SessionAccounts
+from sim.fleet.network import Network
 from sim.results.recorder import EventRecorder, RequestRecorder, StepRecorder
 from sim.results.replica_recorder import ReplicaRecorder
+
+if TYPE_CHECKING:
+    from sim.fleet.pool import Pool
 
 # How a request may end (column `status` of the requests table).
 FINISHED = "finished"
@@ -34,3 +39,5 @@ class World:
     replicas: ReplicaRecorder = field(default_factory=ReplicaRecorder)
     accounts: dict[int, SessionAccounts] = field(default_factory=dict)  # by replica, of those that have ended
     uses: list[ReservationUse] = field(default_factory=list)  # of the same
+    pools: list[Pool] = field(default_factory=list)  # that serve in it
+    networks: list[Network] = field(default_factory=list)  # whose links have names

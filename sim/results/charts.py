@@ -40,7 +40,7 @@ def latency_cdf(runs: Mapping[str, pl.DataFrame], latency: str, *, limit: float 
     for index, (name, values) in enumerate(zip(runs, everything, strict=True)):
         if values.size:
             x = np.quantile(values, shares, method="inverted_cdf")
-            figure.add_scatter(x=x, y=shares, name=name, mode="lines", line={"color": _colour(index), "shape": "hv"})
+            figure.add_scatter(x=x, y=shares, name=name, mode="lines", line={"color": colour(index), "shape": "hv"})
     if limit is not None:
         # A line of data, because plotly misplaces the text of a vertical line on a logarithmic axis.
         label = f"SLO limit {seconds(limit)}"
@@ -69,7 +69,7 @@ def quantile_quantile(predicted: pl.DataFrame, measured: pl.DataFrame, latency: 
             y=y,
             name=LATENCIES[latency],
             mode="markers",
-            marker={"color": _colour(0), "size": 6},
+            marker={"color": colour(0), "size": 6},
             customdata=percentiles,
             hovertemplate="p%{customdata}: measured %{x}, predicted %{y}<extra></extra>",
         )
@@ -90,8 +90,8 @@ def latency_over_arrival(
     from plotly.graph_objects import Figure
 
     figure = Figure()
-    span = _span(*(requests["arrival"] for requests in runs.values()))
-    unit, size = _time_unit(span)
+    span = latest(*(requests["arrival"] for requests in runs.values()))
+    unit, size = time_unit(span)
     shown = {}
     for name, requests in runs.items():
         rows = requests.filter((pl.col("status") == "finished") & pl.col(latency).is_not_null())
@@ -103,7 +103,7 @@ def latency_over_arrival(
             y=rows["latency"].to_numpy(),
             name=name,
             mode="markers",
-            marker={"color": _colour(index), "size": 4, "opacity": 0.5},
+            marker={"color": colour(index), "size": 4, "opacity": 0.5},
             customdata=rows["request_id"].to_numpy(),
             hovertemplate="request %{customdata}: %{y}<extra></extra>",
         )
@@ -131,8 +131,8 @@ def timeline(lines: Mapping[str, pl.DataFrame], *, kv_blocks: int | None) -> Fig
 
     rows = (("running", "running<br>requests"), ("waiting", "waiting<br>requests"), ("kv_blocks", "KV blocks<br>held"))
     figure = make_subplots(rows=3, cols=1, shared_xaxes=True, vertical_spacing=0.06)
-    span = _span(*(steps["end"] for steps in lines.values()))
-    unit, size = _time_unit(span)
+    span = latest(*(steps["end"] for steps in lines.values()))
+    unit, size = time_unit(span)
     for index, (name, steps) in enumerate(lines.items()):
         for row, (column, _) in enumerate(rows, 1):
             time, value = _thin_line(*_sum_over_replicas(steps, column), span)
@@ -145,7 +145,7 @@ def timeline(lines: Mapping[str, pl.DataFrame], *, kv_blocks: int | None) -> Fig
                 legendgroup=name,
                 showlegend=row == 1 and len(lines) > 1,
                 mode="lines",
-                line={"color": _colour(index), "width": 1.25, "shape": "hv"},
+                line={"color": colour(index), "width": 1.25, "shape": "hv"},
                 row=row,
                 col=1,
             )
@@ -173,8 +173,8 @@ def throughput(runs: Mapping[str, pl.DataFrame]) -> Figure:
     from plotly.subplots import make_subplots
 
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
-    span = _span(*(requests[column] for requests in runs.values() for column in ("arrival", "finish")))
-    unit, size = _time_unit(span)
+    span = latest(*(requests[column] for requests in runs.values() for column in ("arrival", "finish")))
+    unit, size = time_unit(span)
     edges = np.linspace(0.0, span or 1.0, 101)
     middle, width = (edges[:-1] + edges[1:]) / 2 / size, edges[1] - edges[0]
 
@@ -183,7 +183,7 @@ def throughput(runs: Mapping[str, pl.DataFrame]) -> Figure:
 
     for index, (name, requests) in enumerate(runs.items()):
         done = requests.filter(pl.col("status") == "finished")
-        line = {"color": _colour(index), "width": 1.5}
+        line = {"color": colour(index), "width": 1.5}
         if index == 0:
             arrivals = np.histogram(requests["arrival"].drop_nulls().to_numpy(), edges)[0] / width
             add(arrivals, 2, "arriving", {"color": "#888", "dash": "dot", "width": 1.5}, True)
@@ -206,7 +206,8 @@ def latency_axis(samples: list[np.ndarray]) -> dict[str, Any]:
     return {"type": "log", "tickvals": ticks, "ticktext": [seconds(tick) for tick in ticks], "hoverformat": ".3~s"}
 
 
-def _colour(index: int) -> str:
+def colour(index: int) -> str:
+    """Of the line with that place among those of a picture."""
     return PALETTE[index % len(PALETTE)]
 
 
@@ -219,13 +220,14 @@ def _cdf_shares() -> np.ndarray:
     return np.unique(np.concatenate((np.linspace(0, 1, 201), 1 - np.geomspace(1e-4, 5e-3, 20))))
 
 
-def _span(*times: pl.Series) -> float:
+def latest(*times: pl.Series) -> float:
     """The latest time of all, in seconds; 0 where there is none."""
     latest: list[Any] = [series.max() for series in times if series.count()]
     return float(max(latest, default=0.0))
 
 
-def _time_unit(span: float) -> tuple[str, float]:
+def time_unit(span: float) -> tuple[str, float]:
+    """The unit in which so many seconds read well, and its seconds."""
     for unit, size in (("hours", 3600.0), ("minutes", 60.0)):
         if span > 3 * size:
             return unit, size

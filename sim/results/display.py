@@ -34,6 +34,23 @@ def share(value: float | None) -> str:
     return f"{min(percent, 99.9) if percent < 100 else percent:.1f} %"
 
 
+def joules(value: float | None) -> str:
+    """An energy: "350 J", "12.5 kJ", "1.25 kWh" from a tenth of one on, "2.5 MWh"."""
+    if value is None:
+        return UNKNOWN
+    for unit, size, below in (("J", 1.0, 1e3), ("kJ", 1e3, 3.6e5), ("kWh", 3.6e6, 3.6e9)):
+        if abs(value) < 0.9995 * below:
+            return f"{digits(value / size)} {unit}"
+    return f"{digits(value / 3.6e9)} MWh"
+
+
+def watts(value: float | None) -> str:
+    """A power: "523 W", "12.5 kW"."""
+    if value is None:
+        return UNKNOWN
+    return f"{digits(value)} W" if abs(value) < 9995 else f"{digits(value / 1e3)} kW"
+
+
 def metric_text(name: str, value: float | None) -> str:
     """The metric called `name` ("ttft.p99") with its unit; a plain count carries none, its label names it."""
     unit = describe(name).unit
@@ -43,6 +60,10 @@ def metric_text(name: str, value: float | None) -> str:
         return seconds(value)
     if unit == "share":
         return share(value)
+    if unit == "J":
+        return joules(value)
+    if unit == "W":
+        return watts(value)
     if unit == "yes/no":
         return "yes" if value else "no"
     return f"{digits(value)} {unit}" if "/" in unit else digits(value)

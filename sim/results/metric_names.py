@@ -22,10 +22,18 @@ Unit = Literal[
     "loads",
     "bytes",
     "bytes/min",
+    "replicas",
+    "attempts",
+    "changes",
+    "GPU h",
+    "J",
+    "J/token",
+    "W",
 ]
 Better = Literal["smaller", "larger", "neither"]
 
 LATENCIES = {"ttft": "TTFT", "tpot": "TPOT", "e2e": "E2E latency", "queue": "Queueing time"}
+STATUSES = ("finished", "rejected", "shed", "timed_out", "failed", "unfinished")
 STATISTICS = ("mean", "p50", "p90", "p95", "p99", "max")
 
 
@@ -42,6 +50,8 @@ METRICS: dict[str, Metric] = {
     "requests.total": Metric("Requests", "requests", "neither"),
     "requests.finished": Metric("Finished requests", "requests", "larger"),
     "requests.rejected": Metric("Rejected requests", "requests", "smaller"),
+    "requests.shed": Metric("Shed requests", "requests", "smaller"),
+    "requests.timed_out": Metric("Timed out requests", "requests", "smaller"),
     "requests.failed": Metric("Failed requests", "requests", "smaller"),
     "requests.unfinished": Metric("Unfinished requests", "requests", "smaller"),
     "duration": Metric("Duration", "s", "smaller"),
@@ -64,6 +74,9 @@ METRICS: dict[str, Metric] = {
     "gpu_seconds": Metric("GPU time", "s", "smaller"),
     "cost.total": Metric("Cost", "price", "smaller"),
     "cost.per_million_output_tokens": Metric("Cost per million output tokens", "price", "smaller"),
+    "cost.per_million_tokens": Metric("Cost per million tokens", "price", "smaller"),
+    "cost.per_request": Metric("Cost per finished request", "price", "smaller"),
+    "cost.per_good_request": Metric("Cost per request within the SLO", "price", "smaller"),
     "decode_batch": Metric("Mean decode batch", "sequences", "neither"),
     "busy.mean": Metric("Busy share of time", "share", "neither"),
     "memory.reserved_peak": Metric("Reserved device memory peak", "bytes", "smaller"),
@@ -77,10 +90,45 @@ METRICS: dict[str, Metric] = {
     "weights.wait.mean": Metric("Wait for weights mean", "s", "smaller"),
     "weights.wait.p99": Metric("Wait for weights p99", "s", "smaller"),
     "weights.wait.max": Metric("Wait for weights max", "s", "smaller"),
+    "scaling.replicas.mean": Metric("Ready replicas mean", "replicas", "smaller"),
+    "scaling.replicas.max": Metric("Ready replicas max", "replicas", "smaller"),
+    "scaling.replicas.min": Metric("Ready replicas min", "replicas", "neither"),
+    "scaling.asked": Metric("Replicas asked for mean", "replicas", "smaller"),
+    "scaling.gpu_hours": Metric("GPU hours", "GPU h", "smaller"),
+    "scaling.asleep_gpu_hours": Metric("GPU hours asleep", "GPU h", "smaller"),
+    "scaling.asleep_cost": Metric("Cost of sleeping engines, beside the total", "price", "smaller"),
+    "scaling.ups": Metric("Scale-ups", "changes", "smaller"),
+    "scaling.downs": Metric("Scale-downs", "changes", "smaller"),
+    "scaling.starts": Metric("Cold starts", "changes", "smaller"),
+    "scaling.start": Metric("Cold start mean", "s", "smaller"),
+    "scaling.under_provisioned": Metric("Under-provisioned share of time", "share", "smaller"),
+    "placement.deadline_hit_rate": Metric("Deadlines kept", "share", "larger"),
+    "kv_transfer.share": Metric("Prompts computed elsewhere", "share", "neither"),
+    "kv_transfer.bytes": Metric("KV bytes moved between pools", "bytes", "smaller"),
+    "kv_transfer.seconds.mean": Metric("KV transfer mean", "s", "smaller"),
+    "kv_transfer.seconds.p99": Metric("KV transfer p99", "s", "smaller"),
+    "kv_transfer.wait.mean": Metric("From prefill to decode mean", "s", "smaller"),
+    "kv_transfer.wait.p99": Metric("From prefill to decode p99", "s", "smaller"),
+    "reliability.crashes": Metric("Replicas that crashed", "replicas", "smaller"),
+    "reliability.lost": Metric("Requests on crashed replicas", "requests", "smaller"),
+    "reliability.down": Metric("From crash to replacement mean", "s", "smaller"),
+    "reliability.slowed": Metric("Time lost to slow nodes", "s", "smaller"),
+    "reliability.failovers": Metric("Requests sent on after a crash", "requests", "neither"),
+    "reliability.retries": Metric("Retries of clients", "attempts", "smaller"),
+    "reliability.timeouts": Metric("Attempts given up", "attempts", "smaller"),
+    "reliability.attempts": Metric("Attempts per request", "attempts", "smaller"),
+    "energy.joules": Metric("Energy", "J", "smaller"),
+    "energy.joules_per_output_token": Metric("Energy per output token", "J/token", "smaller"),
+    "energy.watts.mean": Metric("Mean power", "W", "smaller"),
+    "energy.states.prefill": Metric("Energy of prefill", "J", "smaller"),
+    "energy.states.decode": Metric("Energy of decode", "J", "smaller"),
+    "energy.states.idle": Metric("Energy while idle", "J", "smaller"),
+    "energy.states.starting": Metric("Energy while starting", "J", "smaller"),
+    "energy.cost": Metric("Price of the energy", "price", "smaller"),
 }
 
 # First words of metrics that a run has only where it models what they measure.
-OPTIONAL = frozenset({"memory", "weights"})
+OPTIONAL = frozenset({"energy", "kv_transfer", "memory", "placement", "reliability", "scaling", "weights"})
 
 
 def describe(name: str) -> Metric:
@@ -98,8 +146,8 @@ def describe(name: str) -> Metric:
 
 
 def metric(metrics: Mapping[str, Any], name: str) -> float | None:
-    """The number called `name` ("ttft.p99") in the nested result of `compute`; null where it could not be computed, or
-    the run does not model it.
+    """The number called `name` ("ttft.p99") in the nested result of `compute`; null where it could not be computed, the
+    run does not model it, or was written before there was such a metric.
 
     Raises:
         UserError: there is no metric of that name.
@@ -110,7 +158,7 @@ def metric(metrics: Mapping[str, Any], name: str) -> float | None:
         return None
     value: Any = metrics
     for key in name.split("."):
-        value = value[key]
+        value = None if value is None else value.get(key)
     number: float | None = value
     return number
 

@@ -9,10 +9,8 @@ import numpy as np
 import polars as pl
 
 from sim.results import cost, memory_metrics
-from sim.results.metric_names import LATENCIES, STATISTICS
+from sim.results.metric_names import LATENCIES, STATISTICS, STATUSES
 from sim.results.slo import Slo
-
-STATUSES = ("finished", "rejected", "shed", "timed_out", "failed", "unfinished")
 
 
 def compute(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from sim.results.energy import ReplicaPower
 from sim.results.tables import REPLICAS
 
 
@@ -24,9 +25,20 @@ class _Row:
 class ReplicaRecorder:
     def __init__(self) -> None:
         self._rows: list[_Row] = []
+        self.powers: list[ReplicaPower | None] = []  # what each draws, by number; None: not known
 
-    def requested(self, time: float, pool: str, *, site: str | None, gpus: int, gpu_hour_price: float | None) -> int:
+    def requested(
+        self,
+        time: float,
+        pool: str,
+        *,
+        site: str | None,
+        gpus: int,
+        gpu_hour_price: float | None,
+        power: ReplicaPower | None = None,
+    ) -> int:
         """A replica was asked for; returns its number, which no other replica ever has."""
+        self.powers.append(power)
         self._rows.append(_Row(pool, site, gpus, gpu_hour_price, time))
         return len(self._rows) - 1
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from ground.page import Page, Tone
-from sim.results import charts
-from sim.results.display import UNKNOWN, metric_text, seconds, share
-from sim.results.metric_names import LATENCIES, METRICS, OPTIONAL, STATISTICS, flatten
+from sim.results import charts, fleet_charts
+from sim.results.display import UNKNOWN, digits, joules, metric_text, seconds, share
+from sim.results.metric_names import LATENCIES, METRICS, OPTIONAL, STATISTICS, STATUSES, flatten
 
 if TYPE_CHECKING:
     from sim.results.folder import Run
@@ -27,6 +27,7 @@ _TILES = (
     "prefix_hit_rate",
     "busy.mean",
 )
+_ENERGY_TILES = ("energy.joules_per_output_token", "energy.watts.mean", "energy.cost")
 _FEW_REPLICAS = 8
 
 
@@ -46,6 +47,12 @@ def write_report(run: Run, path: Path) -> None:
 
     page.heading("Over time")
     page.figure(charts.throughput({run.name: run.requests}), "What arrived and what came out.", height=400)
+    if (run.requests["status"] != "finished").any():
+        figure = fleet_charts.requests_by_status(run.requests)
+        page.figure(figure, "How the requests that arrived in each span of time ended.", height=300)
+    if run.replicas is not None and fleet_charts.come_and_go(run.replicas):
+        figure = fleet_charts.replicas_over_time(run.replicas, run.requests)
+        page.figure(figure, "Replicas that are paid for, and that take requests.", height=300)
     if len(run.steps):
         blocks = run.metrics["kv"]["blocks"]
         page.figure(charts.timeline({run.name: run.steps}, kv_blocks=blocks), "The whole fleet.", height=520)
@@ -62,6 +69,8 @@ def write_report(run: Run, path: Path) -> None:
     left_out = LATENCIES.keys() | (OPTIONAL - run.metrics.keys())
     rest = [name for name in METRICS if name.split(".")[0] not in left_out]
     page.table(["metric", "value"], [[METRICS[name].label, metric_text(name, numbers[name])] for name in rest])
+    if rows := _pool_rows(run.metrics):
+        page.table(["", "cost", "energy"], rows, "Each pool's and site's part.")
     if busy := run.metrics["busy"]["replicas"]:
         page.table(["replica", "busy"], [[replica, share(value)] for replica, value in busy.items()])
 
@@ -102,14 +111,28 @@ def _slo_tile(metrics: dict[str, Any]) -> tuple[str, str, Tone]:
 
 def _count_tiles(numbers: dict[str, float | None]) -> list[tuple[str, str, Tone]]:
     """How many finished, and each other status that occurred."""
-    lost = [name for name in ("requests.rejected", "requests.failed", "requests.unfinished") if numbers[name]]
+    lost = [f"requests.{status}" for status in STATUSES if status != "finished" and numbers[f"requests.{status}"]]
     return [_tile(numbers, "requests.finished"), *(_tile(numbers, name, "bad") for name in lost)]
 
 
 def _cost_tiles(numbers: dict[str, float | None]) -> list[tuple[str, str, Tone]]:
-    if numbers["cost.total"] is None:
-        return [_tile(numbers, "gpu_seconds")]
-    return [_tile(numbers, name) for name in ("cost.per_million_output_tokens", "cost.total")]
+    """GPUs and energy: in money where prices are known."""
+    names = ["cost.per_million_output_tokens", "cost.per_good_request", "cost.total"]
+    names = ["gpu_seconds"] if numbers["cost.total"] is None else names
+    names += [name for name in _ENERGY_TILES if numbers[name] is not None]
+    return [_tile(numbers, name) for name in names]
+
+
+def _pool_rows(metrics: dict[str, Any]) -> list[list[str]]:
+    """One row a pool and one a site, where there are several."""
+    cost, energy = metrics["cost"], metrics.get("energy", {})
+    rows = []
+    for kind in ("pools", "sites"):
+        costs, drawn = cost.get(kind, {}), energy.get(kind, {})
+        names = list({**costs, **drawn})
+        if len(names) > 1:
+            rows += [[f"{kind[:-1]} {name}", digits(costs.get(name)), joules(drawn.get(name))] for name in names]
+    return rows
 
 
 def _tile(numbers: dict[str, float | None], name: str, tone: Tone = "plain") -> tuple[str, str, Tone]:

@@ -67,6 +67,22 @@ EVENT_KINDS: dict[str, tuple[str, str]] = {
     "model_load": ("bytes", "a request waited for the weights of its model"),
     "weights_loaded": ("bytes", "a host loaded a model's weights, in so many seconds for which no step waited"),
     "weights_evicted": ("bytes", "a host dropped a model's weights"),
+    "weights_sent": ("bytes", "a host sent a model's weights to another, in so many seconds of that one's load"),
+    "hop": ("bytes", "a request or its answer was on the way between client and service; replica is -1"),
+    "prefilled": ("tokens", "a prompt was computed here for another replica, so many seconds after it was scheduled"),
+    "kv_transfer": ("bytes", "KV blocks of a computed prompt came from another replica"),
+    "joined": ("tokens", "a request goes on here, so many seconds after another replica had computed its prompt"),
+    "shed": ("tokens", "a request, of so many with its output, was turned away; the detail is the rule that did it"),
+    "scaled": ("replicas", "an autoscaler asked for another number of replicas; replica is -1"),
+    "cold_start": ("bytes", "a part of a replica's start took so many seconds"),
+    "asleep": ("gpus", "an engine fell asleep instead of being given back; replica -1: it slept when the run began"),
+    "slowed": ("steps", "a slow node's steps took so many seconds longer; without seconds: from now on"),
+    "crashed": ("requests", "a replica crashed, with so many requests; the detail is what became of them"),
+    "restarted": ("replicas", "a replica was asked for in place of one that had crashed"),
+    "link_degraded": ("percent", "a link has that share of its bandwidth from now on; replica is -1"),
+    "retried": ("attempts", "a request was sent again, so many seconds after its last attempt; the detail is why"),
+    "timed_out": ("attempts", "the client of a request gave up its attempt, so many seconds after it was sent"),
+    "woken": ("gpus", "an engine that slept begins to wake as this replica"),
 }
 
 # The device's memory over time, where it is modelled: bytes, as in `sim.engine.allocator.allocator.MemoryStats`.

@@ -17,6 +17,7 @@ from sim.engine.config import EngineConfig
 from sim.engine.device_memory import MemorySettings
 from sim.engine.shape_cache import ShapeSettings
 from sim.study.engine_memory import resolve_memory, resolve_shapes, unlimited_kv_blocks
+from sim.study.interconnect import engine_collectives, step_latency_of
 from sim.study.scenario import EngineSettings, Scenario
 
 
@@ -46,20 +47,30 @@ def deploy_profile(settings: EngineSettings, model: ModelShape, profile: Profile
             f"engine.data_parallel is {settings.data_parallel} and {model.name} has no experts to share; "
             "expected 1, and fleet.replicas for engines that are independent"
         )
+    if settings.pipeline_parallel > model.layers:
+        raise UserError(
+            f"engine.pipeline_parallel is {settings.pipeline_parallel} and {model.name} has {model.layers} layers; "
+            "expected at least a layer for every stage"
+        )
     parallelism = Parallelism(
         settings.tensor_parallel,
         settings.data_parallel,
         settings.expert_parallel,
         not settings.disable_custom_all_reduce,
+        settings.pipeline_parallel,
+        settings.expert_exchange,
     )
     copies = None
     if settings.swap_blocks:
         block_bytes = settings.block_size * model.kv_bytes_per_token(settings.tensor_parallel)
         copies = CopyLaw(profile, block_bytes, settings.host_bandwidth)
-    step_times = StepLatency(
+    collectives, linked = engine_collectives(settings, profile)
+    step_times = step_latency_of(
+        settings,
         profile,
         model,
         parallelism=parallelism,
+        collectives=collectives,
         graph_sizes=settings.graph_sizes,
         graphs_decode_only=settings.graphs_decode_only,
         host_overlaps=settings.async_scheduling,
@@ -67,7 +78,7 @@ def deploy_profile(settings: EngineSettings, model: ModelShape, profile: Profile
         skew=settings.model_skew,
         copies=copies,
     )
-    assumptions = list(step_times.assumptions)
+    assumptions = [*step_times.assumptions, *linked]
     blocks = settings.kv_blocks
     if not settings.kv_cache:
         blocks = unlimited_kv_blocks(settings, model)
@@ -87,6 +98,7 @@ def deploy_profile(settings: EngineSettings, model: ModelShape, profile: Profile
             settings.max_num_batched_tokens,
             settings.max_num_seqs,
             data=settings.data_parallel,
+            stages=settings.pipeline_parallel,
         )
         assumptions += terms
     else:

@@ -8,6 +8,7 @@ from functools import partial
 from calibrate.model import ModelShape
 from ground.assumption import Assumption
 from sim.fleet.weight_cache import WeightCache
+from sim.fleet.weight_peers import WeightPeers
 from sim.fleet.weight_settings import WeightCacheSettings
 from sim.fleet.weights import Models, models_asked
 from traces.table import Trace
@@ -21,5 +22,6 @@ class HostWeights:
         size = settings.model_bytes or model.weight_bytes()
         models = Models(size, settings.bytes_of, update_every=settings.update_every, seed=seed)
         settings.check_fit(models, asked)
-        self.make: Callable[..., WeightCache] = partial(WeightCache, settings, models, asked)
+        peers = None if settings.peer_bandwidth is None else WeightPeers()
+        self.make: Callable[..., WeightCache] = partial(WeightCache, settings, models, asked, peers=peers)
         self.assumptions: list[Assumption] = settings.assumptions(model.name, size, len(asked) - named, asked)

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import polars as pl
 
+from calibrate.power_law import power_law
 from ground.assumption import Assumption
 from sim.fleet.fit import check_fit
 from sim.fleet.replica import ReplicaKind
+from sim.results.energy import ReplicaPower
 from sim.study.deployment import Deployment
 from sim.study.engine_memory import check_contexts, has_pool
 from sim.study.host_weights import HostWeights
@@ -40,6 +42,7 @@ class PoolParts:
         self.sources = StepSources(
             settings, deployment.config, deployment.step_times, deployment.memory, deployment.shapes
         )
+        power = power_law(deployment.step_times.profile)
         self.kind = ReplicaKind(
             deployment.config,
             deployment.step_times,
@@ -47,12 +50,15 @@ class PoolParts:
             None if hosted is None else hosted.make,
             settings.gpus,
             gpu_hour_price,
+            None if power is None else ReplicaPower(power, settings.gpus, settings.data_parallel),
         )
         # KV blocks of one replica; None where it has no pool of them.
         self.kv_blocks = deployment.config.kv_blocks * settings.data_parallel if has_pool(settings) else None
         self.assumptions: Sequence[Assumption] = [
             *deployment.assumptions,
             *(() if hosted is None else hosted.assumptions),
+            *(() if power is None else power.assumptions()),
+            *_of_adapters(deployment),
         ]
 
     def extrapolated(self) -> list[Assumption]:
@@ -62,6 +68,12 @@ class PoolParts:
             for kernel, count in self.deployment.step_times.extrapolated.items()
             if count
         ]
+
+
+def _of_adapters(deployment: Deployment) -> list[Assumption]:
+    limit = deployment.config.max_loras
+    note = "at most so many run in one step, as in vLLM; what an adapter adds to the kernels and to memory is left out"
+    return [] if limit is None else [Assumption("engine.max_loras", limit, "adapters", "user", note)]
 
 
 def memory_of(pools: Sequence[PoolParts]) -> pl.DataFrame | None:

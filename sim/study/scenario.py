@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from pydantic import Field, model_validator
 
+from calibrate.parallelism import ExpertExchange
 from ground.errors import UserError
 from ground.spec import Spec, check_spec, read_yaml
 from sim.engine.config import EngineLimits, decide_prefix_caching
@@ -16,12 +17,33 @@ from sim.engine.device_memory import MemorySettings
 from sim.engine.host_work import HostWorkSettings
 from sim.engine.presets import GRAPHS_DECODE_ONLY, PRESETS, capture_sizes
 from sim.engine.shape_cache import ShapeSettings
+from sim.fleet.admission_settings import AdmissionSettings
+from sim.fleet.autoscaling import AutoscalerSettings
+from sim.fleet.client_settings import ClientSettings
+from sim.fleet.cold_start_settings import ColdStartSettings
+from sim.fleet.disaggregation_settings import DisaggregationSettings
+from sim.fleet.failure_settings import FailureSettings
+from sim.fleet.link_settings import LinkSettings
+from sim.fleet.mesh_settings import MeshSettings
+from sim.fleet.placement_settings import PlacementSettings, SiteSettings
 from sim.fleet.routers import ROUTERS
+from sim.fleet.routing_settings import RoutingSettings
 from sim.fleet.weight_settings import WeightCacheSettings
 from sim.results.slo import Slo
+from sim.study.pools import check_pools, pools_of
 from traces.source import TraceSource
 
-_PATHS = ("trace.file", "trace.synth.lengths.resample.file", "profile", "model")
+_PATHS = (
+    "trace.file",
+    "trace.synth.lengths.resample.file",
+    "profile",
+    "model",
+    "fleet.disaggregation.prefill.profile",
+    "fleet.disaggregation.decode.profile",
+    "fleet.autoscaler.history.file",
+    "fleet.autoscaler.history.synth.lengths.resample.file",
+)
+_OF_A_SITE = ("profile", "model")
 
 
 class EngineSettings(EngineLimits):
@@ -31,6 +53,20 @@ class EngineSettings(EngineLimits):
     tensor_parallel: int = Field(default=1, gt=0, description="GPUs that shard every layer")
     expert_parallel: bool = Field(default=False, description="experts are whole on one GPU each, not sharded over all")
     disable_custom_all_reduce: bool = Field(default=False, description="use NCCL's all-reduce at every size")
+    expert_exchange: ExpertExchange = Field(
+        default="allgather_reducescatter",
+        description="how tokens reach the experts of other engines: all to all engines, or each to those it needs",
+    )
+    link: LinkSettings | None = Field(
+        default=None, description="what links the GPUs of an engine; measured collectives are used if not given"
+    )
+    pipeline_link: LinkSettings | None = Field(
+        default=None, description="what links the stages of a pipeline; as the GPUs of one if not given"
+    )
+    overlap_collectives: bool = Field(
+        default=False, description="a step's halves take turns: one computes while the other exchanges"
+    )
+    overlap_min_tokens: int = Field(default=32, ge=2, description="tokens of a step from which on it is halved")
     cudagraph_capture_sizes: tuple[int, ...] | None = Field(
         default=None, description="batch sizes with a CUDA graph, to which steps are padded; the preset's if not given"
     )
@@ -53,7 +89,7 @@ class EngineSettings(EngineLimits):
 
     @property
     def gpus(self) -> int:
-        return self.tensor_parallel * self.data_parallel
+        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
 
     @property
     def graph_sizes(self) -> Sequence[int]:
@@ -94,10 +130,22 @@ class EngineSettings(EngineLimits):
         return self
 
     @model_validator(mode="after")
+    def _links_fit(self) -> EngineSettings:
+        if self.pipeline_link is not None and self.pipeline_parallel == 1:
+            raise ValueError("pipeline_link is given and pipeline_parallel is 1; expected stages that it links")
+        if self.overlap_collectives and self.pipeline_parallel > 1:
+            raise ValueError(
+                f"overlap_collectives is true and pipeline_parallel is {self.pipeline_parallel}; expected one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _costs_fit(self) -> EngineSettings:
         for name in ("host_work", "memory", "shapes"):
             if getattr(self, name) is not None and self.data_parallel > 1:
                 raise ValueError(f"{name} is given and data_parallel is {self.data_parallel}; expected 1")
+            if getattr(self, name) is not None and self.pipeline_parallel > 1:
+                raise ValueError(f"{name} is given and pipeline_parallel is {self.pipeline_parallel}; expected 1")
         if self.memory is not None and self.memory.kv == "grown":
             if self.kv_blocks is not None:
                 raise ValueError(f"memory.kv is grown and kv_blocks is {self.kv_blocks}; expected none, as for no pool")
@@ -109,17 +157,76 @@ class EngineSettings(EngineLimits):
 
 
 class FleetSettings(Spec):
-    replicas: int = Field(default=1, gt=0)
-    router: str = "round_robin"
+    replicas: int = Field(default=1, ge=0, description="that are there when the run begins")
+    router: str = Field(default="round_robin", description=f"one of {', '.join(ROUTERS)}")
+    routing: RoutingSettings = Field(
+        default=RoutingSettings(), description="how late a router knows of the load, and each one's options by its name"
+    )
+    admission: AdmissionSettings | None = Field(
+        default=None, description="which requests are turned away at the door; none if not given"
+    )
     weight_cache: WeightCacheSettings | None = Field(
         default=None, description="the models that a replica serves; without it the weights of all are always there"
     )
 
+    autoscaler: AutoscalerSettings | None = Field(
+        default=None, description="the policy by which replicas come and go; their number is fixed if not given"
+    )
+    cold_start: ColdStartSettings | None = Field(
+        default=None, description="what a replica that comes needs until it is ready; it is ready at once if not given"
+    )
+    clients: ClientSettings | None = Field(
+        default=None, description="how long clients wait and whether they try again; for ever and never if not given"
+    )
+    failures: FailureSettings | None = Field(
+        default=None, description="replicas that crash, nodes and links that are slow; none if not given"
+    )
+    disaggregation: DisaggregationSettings | None = Field(
+        default=None, description="one pool computes prompts and another decodes; one does both if not given"
+    )
+    sites: dict[str, SiteSettings] = Field(default={}, description="pools far apart, by name; one place if none")
+    placement: PlacementSettings | None = Field(
+        default=None, description="to which of the sites a request is sent; to the first if not given"
+    )
+    mesh: MeshSettings | None = Field(
+        default=None, description="the proxies of a service mesh before the service; none if not given"
+    )
+
     @model_validator(mode="after")
-    def _known_router(self) -> FleetSettings:
-        if self.router not in ROUTERS:
-            raise ValueError(f"unknown router {self.router!r}, expected one of {', '.join(ROUTERS)}")
+    def _pools_fit(self) -> FleetSettings:
+        check_pools(self)
         return self
+
+    @model_validator(mode="after")
+    def _crashed_replicas_restart_somehow(self) -> FleetSettings:
+        failures = self.failures
+        if failures is None or not failures.crashes or not failures.restarts:
+            return self
+        if failures.restart_seconds is None and self.cold_start is None:
+            raise ValueError(
+                "failures crash replicas, and neither failures.restart_seconds nor cold_start is given; expected "
+                "one of them, or failures.restarts false"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _somebody_serves(self) -> FleetSettings:
+        if not self.replicas and (self.autoscaler is None or self.autoscaler.min):
+            raise ValueError("replicas is 0; expected at least 1, or an autoscaler whose min is 0")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out_router(cls, given: Any) -> Any:
+        """The options of the router that is used are there, with their defaults."""
+        if not isinstance(given, dict):
+            return given
+        router, routing = given.get("router", "round_robin"), given.get("routing", {})
+        if not isinstance(router, str) or router not in ROUTERS:
+            raise ValueError(f"unknown router {router!r}, expected one of {', '.join(ROUTERS)}")
+        if router in RoutingSettings.model_fields and isinstance(routing, dict) and routing.get(router) is None:
+            return {**given, "routing": {**routing, router: {}}}
+        return given
 
 
 class Scenario(Spec):
@@ -130,10 +237,15 @@ class Scenario(Spec):
     fleet: FleetSettings = FleetSettings()
     slo: Slo = Slo()
     gpu_hour_price: float | None = Field(default=None, gt=0, description="price of one GPU for one hour")
+    electricity_price: float | None = Field(
+        default=None, gt=0, description="price of one kWh that the GPUs draw, apart from that of the GPUs"
+    )
     seed: int = Field(default=0, ge=0)
 
     @property
     def gpus(self) -> int:
+        if pools := pools_of(self.fleet).values():
+            return sum(pool.replicas * self.engine.model_copy(update=pool.engine).gpus for pool in pools)
         return self.fleet.replicas * self.engine.gpus
 
     def resolved(self) -> dict[str, Any]:
@@ -177,14 +289,17 @@ def override(data: dict[str, Any], overrides: dict[str, Any], source: str) -> di
 
 def with_absolute_paths(data: dict[str, Any], base_dir: Path) -> dict[str, Any]:
     """A copy of `data` whose paths no longer depend on where it is read."""
-    found = {key: lookup(data, key) for key in _PATHS}
+    sites = lookup(data, "fleet.sites")
+    own = [f"fleet.sites.{name}.{key}" for name in (sites if isinstance(sites, dict) else ()) for key in _OF_A_SITE]
+    found = {key: lookup(data, key) for key in (*_PATHS, *own)}
     absolute = {key: absolute_path(key, value, base_dir) for key, value in found.items() if value is not None}
     return override(data, absolute, "")
 
 
 def absolute_path(key: str, value: Any, base_dir: Path) -> Any:
     """The value of a dotted key; where it is a relative path, as an absolute one that starts at `base_dir`."""
-    if key not in _PATHS or not isinstance(value, str):
+    of_a_site = key.startswith("fleet.sites.") and key.rpartition(".")[2] in _OF_A_SITE
+    if (key not in _PATHS and not of_a_site) or not isinstance(value, str):
         return value
     # A profile or model may be a bundled name; only what exists beside the scenario is meant as a path.
     is_path = key.endswith(".file") or (base_dir / value).exists()

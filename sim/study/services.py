@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ground.assumption import Assumption
+from sim.fleet.hop import Hop
+from sim.fleet.mesh import Mesh
+from sim.fleet.mesh_settings import MeshSettings
 from sim.fleet.pool import Pool
 from sim.fleet.service import Service
 from sim.fleet.world import OnEnd, World
-from sim.study.deployment import Deployment
+from sim.study.deployment import Deployment, deploy
+from sim.study.disaggregated import disaggregated
+from sim.study.placed import placed
 from sim.study.pool_parts import PoolParts
+from sim.study.scaling import Scaling
 from sim.study.scenario import Scenario
 from traces.table import Trace
 
@@ -25,13 +31,46 @@ class Serving:
     assumptions: Sequence[Assumption]
 
 
-def serving(scenario: Scenario, trace: Trace, deployment: Deployment) -> Serving:
-    """`deployment` is of the scenario's own engine settings. Raises UserError: a request can never run."""
+def serving(scenario: Scenario, trace: Trace, deployment: Deployment | None = None) -> Serving:
+    """`deployment`, if it is there already, is of the scenario's own engine settings. Raises UserError: a request can
+    never run."""
+    if scenario.fleet.disaggregation is not None:
+        found = Serving(*disaggregated(scenario, trace))
+    elif scenario.fleet.sites:
+        found = Serving(*placed(scenario, trace))
+    else:
+        found = _one_pool(scenario, trace, deployment or deploy(scenario))
+    return found if scenario.fleet.mesh is None else _behind_mesh(found, scenario.fleet.mesh)
+
+
+def _behind_mesh(inner: Serving, settings: MeshSettings) -> Serving:
+    def make(world: World, on_end: OnEnd) -> Service:
+        return Hop(world, Mesh(world.clock, settings, world.seed), lambda ended: inner.make(world, ended), on_end)
+
+    return replace(inner, make=make, assumptions=[*inner.assumptions, *settings.assumptions()])
+
+
+def _one_pool(scenario: Scenario, trace: Trace, deployment: Deployment) -> Serving:
     parts = PoolParts(scenario, trace, scenario.engine, deployment, gpu_hour_price=scenario.gpu_hour_price)
     fleet = scenario.fleet
 
-    def make(world: World, on_end: OnEnd) -> Service:
-        return Pool(world, parts.kind, on_end, replicas=fleet.replicas, router=fleet.router)
+    scaling = Scaling(scenario, scenario.engine, deployment)
 
-    blocks = None if parts.kv_blocks is None else parts.kv_blocks * fleet.replicas
-    return Serving(make, [parts], blocks, parts.assumptions)
+    def make(world: World, on_end: OnEnd) -> Service:
+        def pool(ended: OnEnd) -> Pool:
+            return Pool(
+                world,
+                parts.kind,
+                ended,
+                replicas=fleet.replicas,
+                router=fleet.router,
+                routing=fleet.routing,
+                admission=fleet.admission,
+            )
+
+        return scaling.serve(world, on_end, pool)
+
+    blocks = None
+    if parts.kv_blocks is not None and fleet.autoscaler is None:  # which pool there is changes with the replicas
+        blocks = parts.kv_blocks * fleet.replicas
+    return Serving(make, [parts], blocks, [*parts.assumptions, *scaling.assumptions])

@@ -6,11 +6,24 @@ from functools import lru_cache
 from pathlib import Path
 
 from ground.assumption import Assumption
+from sim.fleet.adapters import with_adapters
 from sim.fleet.fleet import Fleet, FleetRun
-from sim.results import metrics, weight_metrics
+from sim.fleet.placement_settings import PlacementSettings
+from sim.results import (
+    energy,
+    metrics,
+    placement_metrics,
+    reliability_metrics,
+    scaling_metrics,
+    transfer_metrics,
+    weight_metrics,
+)
 from sim.results.folder import Run
-from sim.study.deployment import Deployment, deploy
+from sim.study.deployment import Deployment
+from sim.study.placed import deadlines
 from sim.study.pool_parts import memory_of
+from sim.study.reliability import with_failures
+from sim.study.scaling import asleep_price
 from sim.study.scenario import Scenario
 from sim.study.services import Serving, serving
 from traces.source import TraceSource
@@ -39,7 +52,7 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
         UserError: the trace, profile or model cannot be read or do not fit each other, or a request can never run.
     """
     trace = trace or load_trace(scenario)
-    parts = serving(scenario, trace, deploy(scenario))
+    parts = serving(scenario, trace)
     result = _run(scenario, trace, parts)
     assumptions = [
         *parts.assumptions,
@@ -54,19 +67,46 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
         result.requests,
         result.steps,
         slo=scenario.slo,
-        gpus=scenario.gpus,
+        gpus=None if scenario.fleet.autoscaler is not None else scenario.gpus,
         gpu_hour_price=scenario.gpu_hour_price,
         memory=memory,
         events=result.events,
         kv_blocks_total=parts.kv_blocks,
         replicas=result.replicas,
     )
+    drawn = energy.compute(
+        result.requests,
+        result.steps,
+        result.replicas,
+        result.powers,
+        electricity_price=scenario.electricity_price,
+    )
+    if drawn is not None:
+        numbers["energy"] = drawn
     if scenario.fleet.weight_cache is not None:
         numbers["weights"] = weight_metrics.compute(result.requests, result.events)
+    if scenario.fleet.autoscaler is not None or scenario.fleet.cold_start is not None:
+        numbers["scaling"] = scaling_metrics.compute(
+            result.requests,
+            result.steps,
+            result.replicas,
+            result.events,
+            initial=scenario.fleet.replicas,
+            asleep_price=asleep_price(scenario),
+        )
+    requests = result.requests
+    if scenario.fleet.disaggregation is not None:
+        numbers["kv_transfer"] = transfer_metrics.compute(result.requests, result.events)
+    if scenario.fleet.sites:
+        wanted = deadlines(scenario.fleet.placement or PlacementSettings(), trace.requests)
+        requests = placement_metrics.with_places(requests, wanted, result.replicas)
+        numbers["placement"] = placement_metrics.compute(requests, result.replicas)
+    if scenario.fleet.clients is not None or scenario.fleet.failures is not None:
+        numbers["reliability"] = reliability_metrics.compute(result.requests, result.events, result.replicas)
     if result.kv_use is not None:
         numbers["kv"]["use"] = result.kv_use
     return Run(
-        result.requests,
+        requests,
         result.steps,
         numbers,
         scenario.resolved(),
@@ -80,4 +120,7 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
 
 def _run(scenario: Scenario, trace: Trace, parts: Serving) -> FleetRun:
     may_leap = all(pool.sources.may_leap for pool in parts.pools)
-    return Fleet(trace.requests, parts.make, seed=scenario.seed, leap=may_leap).run()
+    requests = trace.requests
+    if any(pool.kind.engine.max_loras is not None for pool in parts.pools):
+        requests = with_adapters(requests, parts.pools[0].deployment.step_times.model.name)
+    return Fleet(requests, with_failures(scenario.fleet, parts.make), seed=scenario.seed, leap=may_leap).run()

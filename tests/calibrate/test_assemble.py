@@ -3,7 +3,7 @@
 import polars as pl
 import pytest
 
-from calibrate.assemble import Record, assemble
+from calibrate.assemble import Record, assemble, between, on_the_grid
 from calibrate.latency import StepLatency
 from calibrate.model import ModelShape
 from calibrate.profile import Profile, Provenance
@@ -101,3 +101,35 @@ def test_padded_steps_are_looked_up_as_they_were_run() -> None:
     assert profile.tables["overhead"]["seconds"].to_list() == pytest.approx([5e-3])
     held_out = profile.held_out.filter(pl.col("kernel_class") == "step")
     assert held_out["predicted"].to_list() == pytest.approx(held_out["measured"].to_list())
+
+
+def overhead_row(sequences: int, extra: int, seconds: float) -> Record:
+    values = dict.fromkeys(("seconds", "p10", "p90"), seconds)
+    return {"sequences": sequences, "tokens": sequences + extra, **values, "samples": 1}
+
+
+def test_a_step_off_the_grid_takes_what_one_sequence_took_on_it_and_what_its_sequences_add() -> None:
+    """511 tokens beyond 8 sequences are 519, and their products those of more than 512."""
+    rows = [
+        overhead_row(1, 0, 1.0),
+        overhead_row(8, 0, 2.0),
+        overhead_row(1, 63, 3.0),
+        overhead_row(8, 63, 3.5),
+        overhead_row(1, 511, 5.0),
+        overhead_row(8, 511, 99.0),
+    ]
+    found = {(row["sequences"], row["tokens"]): row["seconds"] for row in on_the_grid(rows, {64, 256, 512})}
+    assert found == {(1, 1): 1.0, (8, 8): 2.0, (1, 64): 3.0, (8, 71): 3.5, (1, 512): 5.0, (8, 519): 5.5}
+    # With 519 in the grid it is measured; and where no step of one sequence is on the grid, nothing is known better.
+    assert on_the_grid(rows, {512, 519}) == rows
+    assert on_the_grid(rows, {64, 256}) == rows
+
+
+def test_a_batch_size_without_prefills_takes_those_between_its_neighbours() -> None:
+    steps = {(1, 0): 1.0, (1, 64): 2.0, (2, 0): 7.0, (3, 0): 9.0, (3, 64): 4.0, (9, 0): 8.0}
+    rows = [overhead_row(sequences, extra, seconds) for (sequences, extra), seconds in steps.items()]
+    assert sorted(between(rows), key=lambda row: row["sequences"]) == [
+        {**overhead_row(2, 64, 3.0), "samples": 0},  # half-way
+        {**overhead_row(9, 64, 4.0), "samples": 0},  # beyond the last: the last one's
+    ]
+    assert between(rows[:2]) == []

@@ -146,7 +146,8 @@ def test_every_bundled_table_is_listed_with_its_source() -> None:
 def test_a_profiles_own_table_comes_first_and_strangers_have_none() -> None:
     profile = replace(make_profile(), device="H100")
     assert collectives_of(replace(profile, device="unheard of")) is None
-    assert collectives_of(replace(profile, device="RTX4090")) is None, "known, but nobody measured it"
+    modelled = collectives_of(replace(profile, device="RTX4090"))
+    assert modelled is not None and not modelled.has("all_reduce", 2) and modelled.knows("all_reduce", 2)
     rows = [{"operation": "all_reduce", "ranks": 2, "bytes": 1024, "seconds": 0.5}]
     own = replace(profile, tables={**profile.tables, "collective": pl.DataFrame(rows)})
     found = collectives_of(own)

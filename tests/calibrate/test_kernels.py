@@ -24,11 +24,13 @@ from calibrate.decode_graphs import DecodeGraphs
 from calibrate.decoder import Decoder, SequenceInput
 from calibrate.kernels import backend
 from calibrate.kernels.attention import AttentionPlan, paged_attention, plan_decodes, plan_prefill
+from calibrate.kernels.gpu import skinny_linear
 from calibrate.kernels.gpu.paged_plan import plan_paged
-from calibrate.kernels.kv_write import kv_write
+from calibrate.kernels.linear import gate_up_product, product
 from calibrate.kernels.qk_norm import qk_norm
 from calibrate.kernels.rmsnorm import add_rmsnorm
-from calibrate.kernels.rotary import rotary
+from calibrate.kernels.rotary_write import rotary_write
+from calibrate.kernels.sampling import greedy
 from calibrate.kernels.silu_mul import silu_mul
 from calibrate.model import ModelShape
 
@@ -55,10 +57,10 @@ def assert_equal(kernel: Callable[[], list[torch.Tensor]]) -> None:
 
 
 @settings(max_examples=15)
-@given(st.integers(1, 5), st.integers(1, 300))
-def test_add_rmsnorm(tokens: int, size: int) -> None:
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 300))
+def test_add_rmsnorm(parts: int, tokens: int, size: int) -> None:
     def kernel() -> list[torch.Tensor]:
-        x, residual, weight = torch.randn(tokens, size), torch.randn(tokens, size), torch.randn(size)
+        x, residual, weight = torch.randn(parts, tokens, size), torch.randn(tokens, size), torch.randn(size)
         return [add_rmsnorm(x, residual, weight, 1e-5), residual, x]
 
     assert_equal(kernel)
@@ -74,27 +76,66 @@ def test_silu_mul(tokens: int, size: int) -> None:
     assert_equal(kernel)
 
 
-@settings(max_examples=15)
-@given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 8), st.integers(1, 64))
-def test_rotary_turns_some_heads_of_a_wider_tensor(tokens: int, heads: int, others: int, half: int) -> None:
+@settings(max_examples=25)
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(1, 3), st.integers(1, 8), st.integers(1, 40))
+def test_rotary_write_turns_queries_and_keys_and_fills_the_cache(
+    parts: int, tokens: int, kv_heads: int, group: int, half: int
+) -> None:
     def kernel() -> list[torch.Tensor]:
-        x, cos, sin = torch.randn(tokens, heads + others, 2 * half), *torch.randn(2, tokens, 1, 2 * half)
-        rotary(x[:, :heads], cos, sin)
-        return [x]
-
-    assert_equal(kernel)
-
-
-@settings(max_examples=15)
-@given(st.integers(1, 5), st.integers(1, 8), st.integers(1, 64), st.integers(0, 3))
-def test_kv_write_takes_a_part_of_a_wider_tensor(tokens: int, kv_heads: int, head_dim: int, queries: int) -> None:
-    def kernel() -> list[torch.Tensor]:
+        heads, head_dim = kv_heads * group, 2 * half
+        cos, sin = torch.randn(2, tokens, 1, head_dim)
         cache = torch.randn(2 * tokens, 2, kv_heads, head_dim)
-        qkv = torch.randn(tokens, queries + 2 * kv_heads, head_dim)
-        kv_write(cache, torch.randperm(2 * tokens)[:tokens], qkv[:, queries:].view(-1, 2, kv_heads, head_dim))
-        return [cache]
+        qkv = torch.randn(parts, tokens, heads + 2 * kv_heads, head_dim)
+        return [rotary_write(qkv, cos, sin, cache, torch.randperm(2 * tokens)[:tokens]), cache]
 
     assert_equal(kernel)
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 64), st.integers(1, 3), st.integers(1, 8), st.booleans())
+def test_a_product_of_few_tokens_is_the_sum_of_its_parts(tokens: int, rows: int, depths: int, in_parts: bool) -> None:
+    def kernel() -> list[torch.Tensor]:
+        x, weight = torch.randn(tokens, 128 * depths), torch.randn(64 * rows, 128 * depths) * 0.05
+        return [product(x, weight, in_parts=in_parts).sum(0)]
+
+    tiling = skinny_linear.tiling_of(tokens)
+    assert tiling is not None
+    with triton():
+        parts = len(product(torch.zeros(tokens, 128 * depths), torch.zeros(64 * rows, 128 * depths), in_parts=in_parts))
+    tiles = 128 * depths // tiling.depth
+    assert parts == (tiles & -tiles if in_parts else 1)  # there are few rows: as many parts as divide the length
+    assert_equal(kernel)
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 64), st.integers(1, 2), st.integers(1, 3))
+def test_a_gated_product_of_few_tokens_is_activated(tokens: int, rows: int, depths: int) -> None:
+    def kernel() -> list[torch.Tensor]:
+        x, gate_up = torch.randn(tokens, 128 * depths), torch.randn(128 * rows, 128 * depths) * 0.05
+        y, activated = gate_up_product(x, gate_up)
+        return [y if activated else silu_mul(y)]
+
+    with triton():
+        assert gate_up_product(torch.zeros(tokens, 128), torch.zeros(128, 128))[1]
+    assert_equal(kernel)
+
+
+def test_a_weight_that_is_not_whole_tiles_and_a_crowd_of_tokens_take_the_plain_product() -> None:
+    whole = torch.zeros(128, 128)
+    assert skinny_linear.fits(64, whole)
+    assert not skinny_linear.fits(65, whole)
+    assert not skinny_linear.fits(1, torch.zeros(130, 128))
+    assert not skinny_linear.fits(1, torch.zeros(128, 100))
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 4), st.integers(1, 9000), st.integers(1, 50))
+def test_greedy_takes_the_first_of_the_largest(sequences: int, vocab: int, values: int) -> None:
+    torch.manual_seed(0)
+    logits = torch.randint(-values, values, (sequences, vocab)).float()
+    with triton():
+        tokens = greedy(logits)
+    assert tokens.tolist() == [row.index(max(row)) for row in logits.tolist()]
 
 
 @settings(max_examples=15)

@@ -32,18 +32,23 @@ def test_every_launch_compiles_for_an_h100_within_its_registers(tmp_path: Path) 
     assert names == {
         "_add_rmsnorm",
         "_attend_part",
-        "_kv_write",
+        "_best_of_all",
+        "_best_of_pieces",
         "_merge_parts",
         "_prefill_attention",
         "_qk_norm",
-        "_rotary",
+        "_rotary_write",
         "_silu_mul",
+        "_skinny_linear",
     }
     for kernel in kernels:
         assert kernel["shared"] <= SHARED_MEMORY
-        assert kernel["stack"] == 0, kernel  # a register that spills lies on the stack
+        # A register that spills lies on the stack. With half the warps a prefill's are short, and it is faster still.
+        assert kernel["stack"] == 0 or kernel["name"] == "_prefill_attention", kernel
+        assert kernel["stack"] <= 256, kernel
     # The tensor cores' own instructions, and copies past the registers: what the kernels' speed rests on.
     assert all(kernel["wgmma"] for kernel in kernels if kernel["name"] == "_prefill_attention")
+    assert all(kernel["wgmma"] and kernel["copies"] for kernel in kernels if kernel["name"] == "_skinny_linear")
     assert all(kernel["mma"] and kernel["copies"] for kernel in kernels if kernel["name"] == "_attend_part")
 
 
@@ -106,14 +111,17 @@ def _launch_all() -> None:
 
     from calibrate.kernels import backend
     from calibrate.kernels.attention import paged_attention
+    from calibrate.kernels.gpu import early_start
     from calibrate.kernels.gpu.paged_plan import plan_paged
-    from calibrate.kernels.kv_write import kv_write
+    from calibrate.kernels.linear import gate_up_product, product
     from calibrate.kernels.qk_norm import qk_norm
     from calibrate.kernels.rmsnorm import add_rmsnorm
-    from calibrate.kernels.rotary import rotary
+    from calibrate.kernels.rotary_write import rotary_write
+    from calibrate.kernels.sampling import greedy
     from calibrate.kernels.silu_mul import silu_mul
 
     driver.set_active(_Driver(_report))
+    early_start.starts_early = lambda device: True
     backend.TRITON_DEVICES.add("cpu")
     device = torch.device("cpu")
     for heads, kv_heads, head_dim, hidden, intermediate in SIZES:
@@ -123,11 +131,18 @@ def _launch_all() -> None:
 
         qkv, norm = new(9, heads + 2 * kv_heads, head_dim), new(head_dim)
         cache = new(64, 2, kv_heads, head_dim)
-        add_rmsnorm(new(9, hidden), new(9, hidden), new(hidden), 1e-5)
+        for parts in (new(1, 9, hidden), new(4, 9, hidden).float()):
+            add_rmsnorm(parts, new(9, hidden), new(hidden), 1e-5)
         silu_mul(new(9, 2 * intermediate))
         qk_norm(qkv, norm, norm, heads, kv_heads, 1e-6)
-        rotary(qkv[:, : heads + kv_heads], new(9, 1, head_dim), new(9, 1, head_dim))
-        kv_write(cache, torch.zeros(9, dtype=torch.int32), qkv[:, heads:].view(-1, 2, kv_heads, head_dim))
+        for parts in (qkv[None], new(4, *qkv.shape).float()):
+            rotary_write(parts, new(9, 1, head_dim), new(9, 1, head_dim), cache, torch.zeros(9, dtype=torch.int32))
+        for tokens in (1, 24, 64):
+            product(new(tokens, hidden), new(hidden, hidden))
+            product(new(tokens, 1536), new(1536, 1536))  # in parts of 384, which are six lines
+            product(new(tokens, hidden), new(32064, hidden), in_parts=False)
+            gate_up_product(new(tokens, hidden), new(2 * intermediate, hidden))
+        greedy(new(3, 32064))
         # Decodes that are split beside a prefill, and too many to be worth a split.
         for new_tokens, contexts in (([1, 1, 7], [300, 200, 50]), ([1] * 32, [20] * 32)):
             blocks = [list(range(-(-context // 16))) for context in contexts]

@@ -35,6 +35,7 @@ class NaiveRequest:
     preemptions: int = 0
     swapped: int = 0  # tokens in host memory
     session: str | None = None
+    adapter: str | None = None
 
     @property
     def ended(self) -> bool:
@@ -114,7 +115,9 @@ class NaiveScheduler:
             self._cache(request, request.computed + tokens)
         while not preempted and self.waiting and budget and len(self.running) < self.config.max_num_seqs:
             self._order_waiting()
-            request = self.waiting[0]
+            request = next((each for each in self.waiting if self._adapter_may_run(each, granted)), None)
+            if request is None:
+                break
             hit = self._find(request) if self.config.enable_prefix_caching else []
             start = max(len(hit) * size, request.swapped)
             tokens = min(request.known - start, limit)
@@ -130,7 +133,7 @@ class NaiveScheduler:
                 break
             if self.config.kv_reservation != "paged" and not self._reserve(request):
                 break
-            self.waiting.pop(0)
+            self.waiting.remove(request)
             self.running.append(request)
             self.host += -(-request.swapped // size)
             request.swapped = 0
@@ -151,6 +154,11 @@ class NaiveScheduler:
             granted[request] = tokens
             budget -= tokens
         return granted
+
+    def _adapter_may_run(self, request: NaiveRequest, granted: dict[NaiveRequest, int]) -> bool:
+        adapters = {each.adapter for each in granted if each.adapter is not None}
+        limit = self.config.max_loras
+        return limit is None or request.adapter in {None, *adapters} or len(adapters) < limit
 
     def advance(self, granted: dict[NaiveRequest, int]) -> list[tuple[NaiveRequest, bool]]:
         """Count the step as computed; returns those that it gives a token, and whether it is their last."""
@@ -176,6 +184,18 @@ class NaiveScheduler:
                         self._free(request)
                     else:
                         self._keep(request, now)
+
+    def abort(self, request: NaiveRequest, emitting: list[tuple[NaiveRequest, bool]], now: float) -> None:
+        """Its client has gone; `emitting` is what `advance` said of the step under way, whose output nobody gets."""
+        self._expire(now)
+        emitting[:] = [entry for entry in emitting if entry[0] is not request]
+        if request in self.waiting:
+            self.waiting.remove(request)
+            self.host += -(-request.swapped // self.config.block_size)
+            request.swapped = 0
+        elif request in self.running:
+            self.running.remove(request)
+            self._free(request)
 
     def _keep(self, request: NaiveRequest, now: float) -> None:
         for turn, _ in list(self.idle):

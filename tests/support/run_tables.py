@@ -8,10 +8,13 @@ import numpy as np
 import polars as pl
 from hypothesis import strategies as st
 
+from calibrate.power_law import PowerLaw
 from sim.results.recorder import with_latencies
-from sim.results.tables import REQUESTS, STEPS
+from sim.results.tables import REPLICAS, REQUESTS, STEPS
 
 BLOCK_TOKENS = 16
+# Watts of no device in particular.
+LAW = PowerLaw(60.0, 600.0, (1.0, 4.0, 8.0), (200.0, 320.0, 400.0), "measured", "")
 
 
 def queue_run(
@@ -77,6 +80,15 @@ def _steps(requests: pl.DataFrame, replica: int) -> pl.DataFrame:
     }
     busy = pl.DataFrame(columns).filter(pl.col("running") > 0)
     return busy.select(pl.col(name).cast(kind) for name, kind in STEPS.items())
+
+
+def replica_table(*rows: dict[str, Any]) -> pl.DataFrame:
+    """A replicas table of these rows; what a row does not say is of one GPU that is always there."""
+    known = {"pool": "", "site": None, "gpus": 1, "gpu_hour_price": None, "requested": 0.0, "ready": 0.0}
+    return pl.DataFrame(
+        [known | {"ended": None, "why": None} | {"replica": number} | row for number, row in enumerate(rows)],
+        schema=REPLICAS,
+    )
 
 
 @st.composite

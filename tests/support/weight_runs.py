@@ -11,13 +11,14 @@ from sim.engine.config import EngineConfig
 from sim.fleet.equal_replicas import equal_replicas
 from sim.fleet.fleet import FleetRun
 from sim.fleet.weight_cache import WeightCache
+from sim.fleet.weight_peers import WeightPeers
 from sim.fleet.weight_settings import WeightCacheSettings
 from sim.fleet.weights import Models, models_asked
 
 SIZE = 100  # bytes of a model
 UNIT_STEPS = LinearStepTimes(base=1.0, per_token=0.0, per_kv=0.0)
 PLAIN = EngineConfig(kv_blocks=1000)
-WEIGHT_KINDS = ("model_load", "weights_loaded", "weights_evicted")
+WEIGHT_KINDS = ("model_load", "weights_loaded", "weights_evicted", "weights_sent")
 
 
 def requests_for(*rows: tuple[float, str], output_tokens: int = 1) -> pl.DataFrame:
@@ -49,7 +50,8 @@ def run(
         models = Models(SIZE, checked.bytes_of, update_every=checked.update_every, seed=seed)
         asked = models_asked(trace, "default")
         checked.check_fit(models, asked)
-        make = partial(WeightCache, checked, models, asked)
+        peers = None if checked.peer_bandwidth is None else WeightPeers()
+        make = partial(WeightCache, checked, models, asked, peers=peers)
     return equal_replicas(trace, config, times, weights=make, seed=seed, **fleet).run()
 
 
@@ -84,5 +86,6 @@ def cache_settings(draw: st.DrawFn, **fixed: Any) -> dict[str, Any]:
         "ttl": draw(st.none() | st.sampled_from([0.001, 0.05, 0.5])),
         "eviction": draw(st.sampled_from(["lru", "lfu"])),
         "update_every": draw(st.none() | st.sampled_from([0.05, 0.3, 2.0])),
+        "peer_bandwidth": draw(st.none() | st.sampled_from([200.0, 5000.0, "unlimited"])),
     }
     return {**settings, **fixed}

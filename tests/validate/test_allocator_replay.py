@@ -3,18 +3,17 @@
 from pathlib import Path
 
 import polars as pl
-import pytest
 from click.testing import CliRunner
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from ground.errors import UserError
 from sim.engine.allocator.allocator import Event
 from sim.engine.allocator.caching import ORDINARY, CachingAllocator
 from sim.engine.allocator.caching_settings import MIB, CachingSettings
 from sim.engine.allocator.device import SimulatedDevice
 from validate.allocator.layout import blocks_of
 from validate.allocator.ledger import check
+from validate.allocator.pools import pools_of
 from validate.allocator.recording import EVENTS, LAYOUT, Recording
 from validate.allocator.replay import replay
 from validate.commands import validate
@@ -165,11 +164,18 @@ def test_a_lost_block_is_named() -> None:
     assert "in the replay" in str(replay(recording, device_bytes=TOTAL).difference)
 
 
-def test_events_without_pools_are_refused_where_there_are_private_ones() -> None:
-    recording = make_recording([], [("allocate", 512, 0, (0, 1))], CachingSettings())
-    recording.events = recording.events.with_columns(pool_owner=pl.lit(None, pl.Int64))
-    with pytest.raises(UserError, match=r"expected one made with PyTorch 2\.10"):
-        replay(recording, device_bytes=TOTAL)
+@given(moves, moves)
+def test_events_that_do_not_say_their_pool_are_told_it_by_their_segments(first: list, second: list) -> None:
+    """As long as no private pool gives a segment back, whose pool no layout states then."""
+    recording = make_recording(first, second, CachingSettings())
+    columns = ("action", "pool_owner", "pool_number")
+    rows = list(recording.events.select(columns).iter_rows())
+    assume(all((owner, number) == ORDINARY for action, owner, number in rows if action == "segment_free"))
+    stated = [(owner, number) for action, owner, number in rows if action != "oom"]
+    silent = pl.lit(None, pl.Int64)
+    recording.events = recording.events.with_columns(pool_owner=silent, pool_number=silent)
+    told = [pool for pool, (action, *_) in zip(pools_of(recording), rows, strict=True) if action != "oom"]
+    assert told == stated
 
 
 def test_the_command_says_what_is_equal_and_what_differs_first(tmp_path: Path) -> None:

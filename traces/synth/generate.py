@@ -44,6 +44,8 @@ def generate(spec: SynthSpec, seed: int, *, base_dir: Path = Path()) -> Trace:
     if spec.sessions is not None:
         session = np.repeat(session, spec.sessions.turns.draw(stream(seed, "turns"), len(session)))
     new, output = _draw_lengths(spec.lengths, seed, len(session), base_dir)
+    if spec.labels is not None:
+        new, output = spec.labels.lengths(seed, session, new, output)
     group, prefix_tokens = (
         (np.zeros(len(starts), dtype=np.int64), np.zeros(1, dtype=np.int64))
         if spec.prefixes is None

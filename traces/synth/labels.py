@@ -1,4 +1,4 @@
-"""What a session asks for beside its tokens: which model, how urgently. All its turns ask for the same."""
+"""What a session asks for beside its tokens: model, urgency, class. All its turns ask for the same."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from ground.spec import Spec
 from traces.streams import stream
+from traces.synth.classes import ServiceClass, class_columns, class_lengths, draw_classes
 from traces.synth.lengths import zipf_ranks
 
 Ints = NDArray[np.int64]
@@ -26,6 +27,13 @@ class Labels(Spec):
     priorities: dict[int, PositiveFloat] | None = Field(
         None, min_length=1
     )  # priority → its weight; larger = more urgent
+    classes: dict[str, ServiceClass] | None = Field(None, min_length=1)
+
+    def lengths(self, seed: int, session: Ints, prompt: Ints, output: Ints) -> tuple[Ints, Ints]:
+        """New prompt and output tokens of each request, where they are drawn so, and where its class has its own."""
+        if self.classes is None:
+            return prompt, output
+        return class_lengths(self.classes, seed, draw_classes(self.classes, seed, session), prompt, output)
 
     def draw(self, seed: int, session: Ints) -> dict[str, pl.Series]:
         """Columns of the request table. `session` is the session of each request, from 0 on."""
@@ -40,4 +48,6 @@ class Labels(Spec):
             levels = np.array(list(self.priorities), dtype=np.int64)
             drawn = stream(seed, "priorities").choice(levels, sessions, p=shares / shares.sum())
             columns["priority"] = pl.Series(drawn[session])
+        if self.classes is not None:
+            columns |= class_columns(self.classes, draw_classes(self.classes, seed, session))
         return columns

@@ -17,6 +17,7 @@ from sim.engine.allocator.caching import ORDINARY, CachingAllocator
 from sim.engine.allocator.caching_settings import MIB, CachingSettings
 from sim.engine.allocator.segment import Pool
 from validate.allocator.layout import blocks_in, blocks_of, segments_in
+from validate.allocator.pools import pools_of
 from validate.allocator.recording import Recording
 
 _OF_SEGMENTS = ("segment_alloc", "segment_free", "segment_map", "segment_unmap")
@@ -37,18 +38,17 @@ def replay(recording: Recording, *, device_bytes: int, limit: int | None = None)
     """Replay on a device of so many bytes; `limit` as in `CachingSettings`, which a recording does not hold.
 
     Raises:
-        UserError: the recording does not say of which pool its requests are, or its settings are not known.
+        UserError: the recording's settings are not known.
     """
     before, after = (recording.layout.filter(pl.col("moment") == moment) for moment in ("before", "after"))
     events = list(recording.events.iter_rows(named=True))
-    _check_pools(recording)
     tape = _Tape([Event(row["action"], row["address"] or 0, row["size"], row["stream"]) for row in events])
     allocator = CachingAllocator(
         _RecordedDevice(tape, device_bytes), settings_of(recording.settings, limit), tape.compare
     )
     for segment in segments_in(before, device_bytes):
         allocator.adopt(segment)
-    pools = [(row["pool_owner"] or 0, row["pool_number"] or 0) for row in events]
+    pools = pools_of(recording)
     try:
         while tape.at < len(events):
             _follow(tape, allocator, pools)
@@ -168,15 +168,6 @@ def _follow(tape: _Tape, allocator: CachingAllocator, pools: list[Pool]) -> None
         raise _Differs(f"event {tape.at} is {_told(event)} on the device, of what the replay does not hold") from None
     if tape.at == begins:
         raise _Differs(f"event {tape.at} is {_told(event)} on the device, and nothing in the replay")
-
-
-def _check_pools(recording: Recording) -> None:
-    private = (recording.layout["pool_owner"] != 0) | (recording.layout["pool_number"] != 0)
-    if private.any() and recording.events["pool_owner"].null_count():
-        raise UserError(
-            "allocator recording: it holds private pools (of CUDA graphs), and its events do not say their pool; "
-            "expected one made with PyTorch 2.10 or newer"
-        )
 
 
 def _told(event: Event | None) -> str:

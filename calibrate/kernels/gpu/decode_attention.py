@@ -13,7 +13,11 @@ import triton
 import triton.language as tl
 
 from calibrate.kernels.gpu.attended_tile import attended_tile
-from calibrate.kernels.gpu.paged_plan import MAX_SPLITS, PagedPlan
+from calibrate.kernels.gpu.early_start import await_previous, let_next_start, starts_early
+from calibrate.kernels.gpu.launcher import Launcher, power_of_two
+from calibrate.kernels.gpu.paged_plan import PagedPlan
+
+_MERGED = 8  # parts that are merged at a time
 
 
 def decode_attention(
@@ -24,51 +28,42 @@ def decode_attention(
     kv_heads = cache.shape[2]
     group = heads // kv_heads
     sequences, splits = plan.decodes, plan.splits
-    columns = max(16, triton.next_power_of_2(head_dim))
+    columns = max(16, power_of_two(head_dim))
     wide = query.element_size() > 2
     tokens = 32 if wide else 64
+    early = starts_early(query.device)
     parts = sums = out
     if splits > 1:
         parts = out.new_empty(sequences, splits, heads, head_dim, dtype=torch.float32)
         sums = out.new_empty(sequences, splits, heads, dtype=torch.float32)
     # The heads of one sequence run side by side: their keys and values are neighbours in memory.
-    _attend_part[(kv_heads, sequences, splits)](
-        query,
-        cache,
-        plan.table,
-        plan.contexts,
-        out,
-        parts,
-        sums,
-        math.log2(math.e) / math.sqrt(head_dim),
-        query.stride(0),
-        plan.table.stride(0),
-        splits,
-        GROUP=group,
-        KV_HEADS=kv_heads,
-        HEAD_DIM=head_dim,
-        ROWS=max(16, triton.next_power_of_2(group)),
-        COLUMNS=columns,
-        BLOCK_SIZE=block_size,
-        TOKENS=tokens,
-        WHOLE=splits == 1,
-        num_warps=4,
-        num_stages=3,
-    )
-    if splits > 1:
-        _merge_parts[(sequences, heads)](
-            parts,
-            sums,
+    _attend(
+        (kv_heads, sequences, splits),
+        (
+            query,
+            cache,
+            plan.table,
             plan.contexts,
             out,
+            parts,
+            sums,
+            math.log2(math.e) / math.sqrt(head_dim),
+            query.stride(0),
+            plan.table.stride(0),
             splits,
-            HEADS=heads,
-            HEAD_DIM=head_dim,
-            COLUMNS=columns,
-            # Not the number that there are: each would be compiled when it is first met, in the midst of serving.
-            SPLITS=MAX_SPLITS,
-            TOKENS=tokens,
+        ),
+        (group, kv_heads, head_dim, max(16, power_of_two(group)), columns, block_size, tokens, splits == 1, early),
+        num_warps=4,
+        num_stages=3,
+        launch_pdl=early,
+    )
+    if splits > 1:
+        _merge(
+            (sequences, heads, 1),
+            (parts, sums, plan.contexts, out, splits),
+            (heads, head_dim, columns, _MERGED, tokens, early),
             num_warps=4,
+            launch_pdl=early,
         )
 
 
@@ -99,7 +94,10 @@ def _attend_part(
     BLOCK_SIZE: tl.constexpr,
     TOKENS: tl.constexpr,
     WHOLE: tl.constexpr,  # one part a sequence: nothing to merge
+    EARLY: tl.constexpr,
 ) -> None:
+    let_next_start(EARLY)
+    await_previous(EARLY)
     kv_head = tl.program_id(0)
     sequence = tl.program_id(1)
     part = tl.program_id(2)
@@ -148,21 +146,37 @@ def _merge_parts(
     HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     COLUMNS: tl.constexpr,
-    SPLITS: tl.constexpr,
+    MERGED: tl.constexpr,
     TOKENS: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
+    let_next_start(EARLY)
+    await_previous(EARLY)
     sequence = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     context = tl.load(contexts + sequence)
     used = tl.cdiv(context, _part_tokens(context, splits, TOKENS))
-    part = tl.arange(0, SPLITS)
     columns = tl.arange(0, COLUMNS)
-    inside = part < used
-    row = (sequence * splits + part) * HEADS + head
-    sum_of_part = tl.load(sums + row, mask=inside, other=float("-inf"))
-    weight = tl.exp2(sum_of_part - tl.max(sum_of_part, axis=0))
-    mask = inside[:, None] & (columns < HEAD_DIM)[None, :]
-    attended = tl.load(parts + row[:, None] * HEAD_DIM + columns[None, :], mask=mask, other=0.0)
-    merged = tl.sum(attended * weight[:, None], axis=0) / tl.sum(weight, axis=0)
+    merged = tl.zeros([COLUMNS], tl.float32)
+    top = tl.full([], float("-inf"), tl.float32)
+    total = tl.full([], 0.0, tl.float32)
+    # Only the parts that there are: the others would be read for nothing.
+    for first in range(0, used, MERGED):
+        part = first + tl.arange(0, MERGED)
+        inside = part < used
+        row = (sequence * splits + part) * HEADS + head
+        sum_of_part = tl.load(sums + row, mask=inside, other=float("-inf"))
+        mask = inside[:, None] & (columns < HEAD_DIM)[None, :]
+        attended = tl.load(parts + row[:, None] * HEAD_DIM + columns[None, :], mask=mask, other=0.0)
+        new_top = tl.maximum(top, tl.max(sum_of_part, axis=0))
+        weight = tl.exp2(sum_of_part - new_top)
+        shrink = tl.exp2(top - new_top)
+        merged = merged * shrink + tl.sum(attended * weight[:, None], axis=0)
+        total = total * shrink + tl.sum(weight, axis=0)
+        top = new_top
     target = out + (sequence * HEADS + head) * HEAD_DIM + columns
-    tl.store(target, merged.to(out.dtype.element_ty), mask=columns < HEAD_DIM)
+    tl.store(target, (merged / total).to(out.dtype.element_ty), mask=columns < HEAD_DIM)
+
+
+_attend = Launcher(_attend_part)
+_merge = Launcher(_merge_parts)

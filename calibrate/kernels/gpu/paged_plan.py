@@ -9,16 +9,13 @@ from functools import cache
 import numpy as np
 import torch
 
+from calibrate.kernels.gpu.splits import splits_on
 from calibrate.kernels.gpu.upload import upload
 
 # Rows of a prefill tile: the query heads of one KV head, for as many neighbouring tokens as fit.
 PREFILL_ROWS = 128
 
-# Decodes are split along their contexts until the device has this many programs a multiprocessor: enough bytes on
-# their way to fill the memory's latency, and enough programs that the last ones to end are a small part.
-_PROGRAMS_PER_MULTIPROCESSOR = 8
 _MULTIPROCESSORS_OF_NO_GPU = 4  # under Triton's interpreter: several splits at small sizes
-MAX_SPLITS = 64  # a power of two
 
 
 @dataclass(frozen=True)
@@ -78,9 +75,7 @@ def block_table(contexts: Sequence[int], blocks: Sequence[Sequence[int]], block_
 
 def decode_splits(sequences: int, kv_heads: int, device: torch.device) -> int:
     """Into how many parts each decode's context is cut, however long it is: short ones leave some of them empty."""
-    wanted = _PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(device)
-    parts = -(-wanted // max(1, sequences * kv_heads))
-    return min(parts, MAX_SPLITS)
+    return splits_on(sequences, kv_heads, _multiprocessors(device))
 
 
 def _prefill_tiles(new_tokens: Sequence[int], contexts: Sequence[int], decodes: int, queries: int) -> np.ndarray:

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from calibrate.kernels.gpu.early_start import await_previous, let_next_start, starts_early
+
 _HEADS = 8  # of one program
 
 
@@ -14,6 +16,7 @@ def qk_norm(
 ) -> None:
     """[T, heads + 2·kv_heads, head_dim], contiguous: queries by one weight [head_dim], keys by the other."""
     tokens, _, head_dim = qkv.shape
+    early = starts_early(qkv.device)
     _qk_norm[(tokens, triton.cdiv(heads + kv_heads, _HEADS))](
         qkv,
         query_norm,
@@ -25,6 +28,8 @@ def qk_norm(
         HEAD_DIM=head_dim,
         HEAD_TILE=_HEADS,
         TILE=triton.next_power_of_2(head_dim),
+        EARLY=early,
+        launch_pdl=early,
     )
 
 
@@ -40,7 +45,10 @@ def _qk_norm(
     HEAD_DIM: tl.constexpr,
     HEAD_TILE: tl.constexpr,
     TILE: tl.constexpr,
+    EARLY: tl.constexpr,
 ) -> None:
+    let_next_start(EARLY)
+    await_previous(EARLY)
     heads = tl.program_id(1) * HEAD_TILE + tl.arange(0, HEAD_TILE)
     columns = tl.arange(0, TILE)
     inside = (heads < HEADS)[:, None] & (columns < HEAD_DIM)[None, :]

@@ -6,6 +6,9 @@ import torch
 import triton
 import triton.language as tl
 
+from calibrate.kernels.gpu.early_start import await_previous, let_next_start, starts_early
+from calibrate.kernels.gpu.launcher import Launcher
+
 _TILE = 1024
 
 
@@ -14,12 +17,15 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     tokens, width = gate_up.shape
     size = width // 2
     out = gate_up.new_empty(tokens, size)
-    _silu_mul[(tokens, triton.cdiv(size, _TILE))](gate_up, out, SIZE=size, TILE=_TILE)
+    early = starts_early(gate_up.device)
+    _launcher((tokens, -(-size // _TILE), 1), (gate_up, out), (size, _TILE, early), launch_pdl=early)
     return out
 
 
 @triton.jit
-def _silu_mul(gate_up: tl.tensor, out: tl.tensor, SIZE: tl.constexpr, TILE: tl.constexpr) -> None:
+def _silu_mul(gate_up: tl.tensor, out: tl.tensor, SIZE: tl.constexpr, TILE: tl.constexpr, EARLY: tl.constexpr) -> None:
+    let_next_start(EARLY)
+    await_previous(EARLY)
     token = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * TILE + tl.arange(0, TILE)
     inside = columns < SIZE
@@ -28,3 +34,6 @@ def _silu_mul(gate_up: tl.tensor, out: tl.tensor, SIZE: tl.constexpr, TILE: tl.c
     up = tl.load(cells + SIZE, mask=inside, other=0.0).to(tl.float32)
     activated = gate * tl.sigmoid(gate) * up
     tl.store(out + token * SIZE + columns, activated.to(out.dtype.element_ty), mask=inside)
+
+
+_launcher = Launcher(_silu_mul)

@@ -1,21 +1,25 @@
 """What a router is told, and what it answers."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from sim.engine.request import Request
 from sim.fleet.load import Load
+from sim.fleet.routing_settings import RoutingSettings
 
 
 @dataclass(frozen=True)
 class RouterSetting:
-    """`random` is the router's own stream; `kv_tokens` is what one replica's KV pool holds."""
+    """`random` is the router's own stream; `kv_tokens` is what one replica's KV pool holds; `now` tells the time."""
 
     random: np.random.Generator
     kv_tokens: int
+    block_size: int = 16
+    options: RoutingSettings = field(default_factory=RoutingSettings)
+    now: Callable[[], float] = float  # at the beginning
 
 
 class Router(ABC):
@@ -31,5 +35,10 @@ class Router(ABC):
     def members(self, replicas: Sequence[int]) -> None:  # noqa: B027
         """From now on these replicas may be chosen, by place; a number never comes back for another replica."""
 
+    # News of these two may be late (`RoutingSettings.load_delay`), and of replicas that are there no more.
+
+    def sent(self, request: Request, replica: int) -> None:  # noqa: B027
+        """The request went to the replica of this number."""
+
     def ended(self, request: Request, replica: int) -> None:  # noqa: B027
-        """A request that was sent to the replica of this number is there no more."""
+        """It is there no more."""

@@ -1,10 +1,11 @@
 """Every second of every finished request's latency, by cause.
 
-A request waits by itself until it is first scheduled, and from each preemption until it is admitted again; where the
-engine was started anew meanwhile, it waits for that, unless it waited for the weights of its model. In between it waits
-for the steps of its replica, whatever they compute and for whom: of each it gets the seconds of all causes, cut to the
-time that it was there. So the work is one running sum over a replica's steps a cause, looked up at the ends of each
-request's stay.
+A request waits by itself until the attempt that is answered is sent, then until that is first scheduled, and from each
+preemption until it is admitted again; where the engine was started anew meanwhile, it waits for that, unless it waited
+for the weights of its model. What it spends on the way is the network's. In between it waits for the steps of its
+replica, or of one after the other, whatever they compute and for whom: of each it gets the seconds of all causes, cut
+to the time that it was there. So the work is one running sum over a replica's steps a cause, looked up at the ends of
+each stay.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import polars as pl
 
 from sim.results.diagnosis.causes import CAUSES, STEP_CAUSES
 from sim.results.diagnosis.row_causes import RowCauses
+from sim.results.diagnosis.stays import stays_of
 
 
 @dataclass(frozen=True)
@@ -48,30 +50,34 @@ def attribute(requests: pl.DataFrame, events: pl.DataFrame, rows: RowCauses) -> 
     seconds: dict[str, np.ndarray] = {
         name: np.zeros(count) for name in CAUSES if name not in ("before_first_token", "after_first_token")
     }
-    loads = _waits_for_models(finished, events)
-    queue = scheduled - arrival
+    sent = _last_sent(finished, events)
+    seconds["retry"] = sent - arrival
+    loads = _waits_for_models(finished, events, sent)
+    queue = scheduled - sent
     seconds["model_load"] = np.minimum(loads, queue)
-    seconds["queueing"] = queue - seconds["model_load"]
+    stays = stays_of(finished, events, sent)
+    seconds["queueing"] = queue - seconds["model_load"] - stays.there + stays.between
+    seconds["network"] = stays.network
 
     owner, begin, end = preempted_intervals(finished, events)
     seconds["preempted"] = np.bincount(owner, weights=end - begin, minlength=count)
-    replica = finished["replica"].to_numpy()
+    lost_on = stays.replica_at(owner, begin)
     pieces = pieces_of(rows)
-    for number in np.unique(replica).tolist():
+    for number in np.unique(stays.replica).tolist():
         if number not in pieces:
             continue
         edges = pieces[number].edges
-        own, away = np.flatnonzero(replica == number), np.flatnonzero(replica[owner] == number)
-        stay = _places(edges, scheduled[own]), _places(edges, finish[own])
+        here, away = np.flatnonzero(stays.replica == number), np.flatnonzero(lost_on == number)
+        own, stay = stays.owner[here], (_places(edges, stays.begin[here]), _places(edges, stays.end[here]))
         absence = _places(edges, begin[away]), _places(edges, end[away])
         for cause, values in pieces[number].seconds.items():
             # In extended precision where the machine has it: a day's sum must not round a request's milliseconds away.
             sums = np.concatenate((np.zeros(1, np.longdouble), np.cumsum(values, dtype=np.longdouble)))
-            seconds[cause][own] += _between(sums, values, *stay)
+            np.add.at(seconds[cause], own, _between(sums, values, *stay))
             absent = _between(sums, values, *absence)
             if cause == "restart":  # nobody runs meanwhile
                 np.subtract.at(seconds["preempted"], owner[away], absent)
-                ready = np.minimum(arrival[own] + seconds["model_load"][own], scheduled[own])
+                ready = np.minimum((sent + stays.there + seconds["model_load"])[own], scheduled[own])
                 queued = _between(sums, values, _places(edges, ready), stay[0])
                 queued = np.minimum(queued, seconds["queueing"][own])
                 seconds["queueing"][own] -= queued
@@ -104,8 +110,9 @@ def preempted_intervals(finished: pl.DataFrame, events: pl.DataFrame) -> tuple[n
 
     Each was admitted again: who loses them with its last token under way gets that all the same, and has no event.
     """
-    ids = finished.select("request_id", owner=pl.int_range(pl.len()))
+    ids = finished.select("request_id", "first_scheduled", owner=pl.int_range(pl.len()))
     moves = events.filter(pl.col("kind").is_in(["preempted", "resumed"])).join(ids, on="request_id")
+    moves = moves.filter(pl.col("time") >= pl.col("first_scheduled"))  # others befell an attempt that failed
     moves = moves.with_columns(nth=pl.int_range(pl.len()).over("request_id", "kind"))
     lost, again = (moves.filter(pl.col("kind") == kind) for kind in ("preempted", "resumed"))
     both = lost.join(again.select("request_id", "nth", until="time"), on=["request_id", "nth"])
@@ -146,8 +153,19 @@ def _finished(requests: pl.DataFrame) -> pl.DataFrame:
     return requests.filter(pl.col("status") == "finished").sort("request_id")
 
 
-def _waits_for_models(finished: pl.DataFrame, events: pl.DataFrame) -> np.ndarray:
+def _last_sent(finished: pl.DataFrame, events: pl.DataFrame) -> np.ndarray:
+    """When the attempt was sent that was answered: where there was one attempt alone, the arrival."""
+    again = events.filter(pl.col("kind") == "retried").group_by("request_id").agg(sent=pl.col("time").max())
+    joined = finished.join(again, on="request_id", how="left", maintain_order="left")
+    return joined.select(pl.coalesce("sent", "arrival"))["sent"].to_numpy()
+
+
+def _waits_for_models(finished: pl.DataFrame, events: pl.DataFrame, sent: np.ndarray) -> np.ndarray:
+    """Of the attempt that was answered, which was sent then."""
     loads = events.filter((pl.col("kind") == "model_load") & pl.col("request_id").is_not_null())
+    loads = loads.join(finished.select("request_id", sent=sent), on="request_id").filter(
+        pl.col("time") >= pl.col("sent")
+    )
     waited = loads.group_by("request_id").agg(pl.col("seconds").sum())
     return (
         finished.join(waited, on="request_id", how="left", maintain_order="left")["seconds"].fill_null(0.0).to_numpy()

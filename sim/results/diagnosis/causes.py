@@ -43,6 +43,20 @@ CAUSES: dict[str, Cause] = {
         ),
         "weights that stay: a longer time to live, a larger cache, preloading, one load for all who wait",
     ),
+    "retry": Cause(
+        "failed attempts",
+        "from arrival until the attempt that was answered was sent: attempts that failed and waits between them",
+        ("waiting", "failed attempts"),
+        ("fleet.failures.failover", "fleet.clients.retries.backoff_base", "fleet.clients.timeout", "fleet.replicas"),
+        "a router that sends on what a crash lost, shorter waits, timeouts that fit the load, or more replicas",
+    ),
+    "network": Cause(
+        "network",
+        "on the way between client and service, and KV blocks on their way from the replica that computed a prompt",
+        ("waiting", "network"),
+        ("fleet.placement.policy", "fleet.disaggregation.link", "fleet.disaggregation.transfer", "fleet.mesh"),
+        "nearer sites, faster links between pools, KV blocks sent layer by layer, connections that are kept",
+    ),
     "prefill": Cause(
         "prefill",
         "prompts computed for the first time, one's own and those of others in the same steps",
@@ -111,6 +125,13 @@ CAUSES: dict[str, Cause] = {
         ("engine.gpu_memory_utilization", "engine.memory.retained_requests", "engine.max_num_batched_tokens"),
         "more memory left free, the leak closed, or a restart that is planned",
     ),
+    "slow_node": Cause(
+        "slow node",
+        "steps that took longer because their node was slow",
+        ("stalls", "slow node"),
+        ("fleet.router", "fleet.replicas"),
+        "a router that knows who is busy, and a slow node taken out",
+    ),
     "communication": Cause(
         "communication",
         "ranks that exchange hidden states, and engines that exchange experts' tokens",
@@ -153,6 +174,7 @@ STEP_CAUSES = (
     "allocator",
     "copies",
     "restart",
+    "slow_node",
     "communication",
     "host",
     "other",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from calibrate.latency import StepLatency
 from ground.errors import UserError
 from sim.results.diagnosis.attribution import attribute, attribute_without_steps, cause_columns
 from sim.results.diagnosis.causes import CAUSES
+from sim.results.diagnosis.pools import row_causes_of_pools
 from sim.results.diagnosis.row_causes import RowCauses, row_causes
 from sim.results.folder import Run
 
@@ -100,11 +102,17 @@ def sees_steps(run: Run) -> bool:
     return len(run.steps) > 0 and finished["first_scheduled"].null_count() == 0
 
 
-def diagnose(run: Run, times: StepLatency | None, *, measured: bool, simulated_with: bool = True) -> Diagnosis:
+def diagnose(
+    run: Run,
+    times: StepLatency | Mapping[str, StepLatency] | None,
+    *,
+    measured: bool,
+    simulated_with: bool = True,
+) -> Diagnosis:
     """Attribute every second of every finished request.
 
     Args:
-        times: step times of the run's engines; asked only where the run `sees_steps`.
+        times: step times of the run's engines, by pool where it has several; asked only where the run `sees_steps`.
         simulated_with: whether a simulated run had just these.
 
     Raises:
@@ -117,7 +125,11 @@ def diagnose(run: Run, times: StepLatency | None, *, measured: bool, simulated_w
     if sees_steps(run):
         if times is None:
             raise ValueError("a run with steps needs step times")
-        rows = row_causes(run, times, simulated=not measured and simulated_with)
+        exact = not measured and simulated_with
+        if isinstance(times, Mapping):
+            rows = row_causes_of_pools(run, times, simulated=exact)
+        else:
+            rows = row_causes(run, times, simulated=exact)
         attributed = attribute(run.requests, run.events, rows)
         notes += rows.notes
         if not run.has_events:

@@ -9,11 +9,19 @@ import polars as pl
 
 from calibrate.latency import StepLatency
 from calibrate.step_parts import StepParts, StepRows, step_parts
+from ground.errors import UserError
 from sim.results.diagnosis.causes import STEP_CAUSES
 from sim.results.folder import Run
 
 # Kind of event → the cause of the seconds that a step's row waited for it.
-_STALLS = {"graph": "graph", "launch": "graph", "allocator": "allocator", "copy": "copies", "restart": "restart"}
+_STALLS = {
+    "graph": "graph",
+    "launch": "graph",
+    "allocator": "allocator",
+    "copy": "copies",
+    "restart": "restart",
+    "slowed": "slow_node",
+}
 _ROUNDING = 1e-9  # relative: no more than sums of step times differ by
 _AGREEMENT = 1e-6  # relative: a profile that is further off is not the one that the run was simulated with
 
@@ -36,7 +44,15 @@ def row_causes(run: Run, times: StepLatency, *, simulated: bool) -> RowCauses:
     `simulated`: with these very `times`. Then what the rows leave open (see `calibrate.step_parts`) follows from their
     duration. Otherwise, and for engines in lock-step, of which the slowest sets the pace, the predicted parts are
     scaled to it.
+
+    Raises:
+        UserError: the engines are pipelines, whose batches overlap: seconds of theirs are no sum of steps.
     """
+    if times.parallelism.pipeline > 1:
+        raise UserError(
+            f"{run.name}: engine.pipeline_parallel is {times.parallelism.pipeline}, and batches of a pipeline overlap; "
+            "expected 1 to tell every second's cause"
+        )
     rows = _in_order(run.steps)
     found, engine = _Events(rows, run.events), run.scenario.get("engine", {})
     columns = ("steps", "prefill_seqs", "prefill_tokens", "decode_seqs", "kv_tokens")

@@ -1,21 +1,28 @@
 """Each router keeps its law, whatever it is told; and the fleet tells it the truth."""
 
 from collections import Counter
+from math import ceil
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
-from engine_workloads import LinearStepTimes, configs, traces
+from engine_workloads import BURST, LinearStepTimes, configs, traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from told_routers import Told, make, prompt
 
+from ground.errors import UserError
 from sim.engine.config import EngineConfig
-from sim.engine.request import Request
 from sim.fleet.equal_replicas import equal_replicas
 from sim.fleet.load import Load
 from sim.fleet.routers import ROUTERS
-from sim.fleet.routers.prefix_aware import BALANCE_ABSOLUTE, BALANCE_RELATIVE, MATCH_THRESHOLD
-from sim.fleet.routers.router import Router, RouterSetting
+from sim.fleet.routers.router import RouterSetting
+from sim.fleet.routers.slo_tiers import divide
+from sim.fleet.routing_settings import RoutingSettings, SessionAffinitySettings, SloTier, SloTiersSettings
+from sim.study.scenario import make_scenario
+from sim.study.simulate import simulate
 from traces.streams import stream
 
 LOADS = st.integers(1, 5).flatmap(
@@ -23,30 +30,6 @@ LOADS = st.integers(1, 5).flatmap(
         st.lists(st.integers(0, 200), min_size=replicas, max_size=replicas), min_size=1, max_size=40
     )
 )
-
-
-class Told:
-    """A router that is told how many requests each replica has."""
-
-    def __init__(self, router: Router) -> None:
-        self.router = router
-
-    def choose(self, request: Request, requests: list[int]) -> int:
-        load = Load()
-        load.requests, load.tokens = list(requests), [100 * count for count in requests]
-        choice = self.router.choose(request, load)
-        assert load.requests == requests
-        return choice
-
-
-def make(name: str, replicas: int, *, kv_tokens: int = 10_000, seed: int = 0) -> Told:
-    router = ROUTERS[name](RouterSetting(stream(seed, "router"), kv_tokens))
-    router.members(range(replicas))
-    return Told(router)
-
-
-def prompt(*prefix_ids: int, block_tokens: int = 16) -> Request:
-    return Request(0, 0.0, max(1, len(prefix_ids) * block_tokens), 1, prefix_ids, block_tokens)
 
 
 @given(st.sampled_from(sorted(ROUTERS)), LOADS)
@@ -107,85 +90,121 @@ def test_seeds_differ() -> None:
     assert len({make("power_of_two", 4, seed=seed).choose(prompt(), [0] * 4) for seed in range(20)}) > 1
 
 
-# Prefix-aware.
+@given(LOADS)
+def test_least_tokens_never_picks_one_with_more(loads: list[list[int]]) -> None:
+    router = ROUTERS["least_tokens"](RouterSetting(stream(0, "router"), 10_000))
+    for tokens in loads:
+        load = Load()
+        load.requests, load.tokens = list(reversed(tokens)), list(tokens)
+        assert tokens[router.choose(prompt(), load)] == min(tokens)
 
 
-def test_a_repeated_prefix_goes_where_it_was_sent() -> None:
-    router = make("prefix_aware", 3)
-    assert router.choose(prompt(1, 2, 3), [5, 0, 5]) == 1
-    assert router.choose(prompt(1, 2, 3), [0, 5, 0]) == 1
-    assert router.choose(prompt(1, 2, 3, 4, 5), [0, 60, 0]) == 1
-    assert router.choose(prompt(9, 8), [0, 5, 0]) == 0  # another prompt: the idlest
+@pytest.mark.parametrize("replicas", [1, 2, 5])
+def test_random_draws_all_equally_often_whatever_their_load(replicas: int) -> None:
+    router, draws = make("random", replicas, seed=8), 10_000
+    chosen = np.bincount([router.choose(prompt(), range(replicas)) for _ in range(draws)], minlength=replicas)
+    assert np.all(np.abs(chosen - draws / replicas) <= 4 * (draws / replicas) ** 0.5)
 
 
-def test_of_equal_matches_the_less_loaded_is_chosen() -> None:
-    router = make("prefix_aware", 2)
-    router.choose(prompt(1, 2), [0, 1])
-    router.choose(prompt(1, 2), [BALANCE_ABSOLUTE + 1, 0])  # out of balance, so the second replica has it too
-    assert router.choose(prompt(1, 2), [4, 3]) == 1
-    assert router.choose(prompt(1, 2), [3, 4]) == 0
+# Sessions.
+
+SESSIONS = [f"session {number}" for number in range(400)]
 
 
-def test_a_match_must_cover_more_than_the_threshold() -> None:
-    assert MATCH_THRESHOLD == 0.3
-    for matching, expected in ((3, 1), (4, 0)):
-        router = make("prefix_aware", 2)
-        router.choose(prompt(*range(matching)), [0, 1])
-        own = range(100, 100 + 10 - matching)
-        assert router.choose(prompt(*range(matching), *own), [1, 0]) == expected
+def homes(router: Told, replicas: list[int]) -> dict[str, int]:
+    """The replica of each session while nobody has any load."""
+    router.router.members(replicas)
+    return {name: replicas[router.choose(prompt(session=name), [0] * len(replicas))] for name in SESSIONS}
 
 
-@given(st.integers(0, 200), st.integers(0, 200))
-def test_out_of_balance_the_idlest_is_chosen(held: int, other: int) -> None:
-    """The prefix is on replica 0; it is given up just where both thresholds are exceeded."""
-    router = make("prefix_aware", 2)
-    router.choose(prompt(1), [0, 1])
-    low, high = sorted((held, other))
-    unbalanced = high - low > BALANCE_ABSOLUTE and high > BALANCE_RELATIVE * low
-    assert router.choose(prompt(1), [held, other]) == (int(other < held) if unbalanced else 0)
+@given(st.sets(st.integers(0, 50), min_size=2, max_size=8).map(sorted), st.data())
+@settings(max_examples=20)
+def test_a_replica_that_comes_or_goes_moves_only_its_own_sessions(replicas: list[int], data: st.DataObject) -> None:
+    router = make("session_affinity", 1)
+    before = homes(router, replicas)
+    leaver = data.draw(st.sampled_from(replicas))
+    after = homes(router, [replica for replica in replicas if replica != leaver])
+    assert all(after[name] == home for name, home in before.items() if home != leaver)
+    assert homes(router, replicas) == before  # it is back, with its number: so are they
+    newer = homes(router, [*replicas, 60])
+    assert all(newer[name] in (home, 60) for name, home in before.items())
 
 
-def test_what_no_longer_fits_the_pool_is_forgotten() -> None:
-    router = make("prefix_aware", 2, kv_tokens=4 * 16)
-    router.choose(prompt(1, 2, 3, 4), [0, 1])
-    router.choose(prompt(5, 6), [0, 1])  # on the same replica: 3 and 4, the ends, make room
-    assert router.choose(prompt(3, 4), [1, 0]) == 1
-    assert router.choose(prompt(1, 2), [0, 1]) == 0
-    router = make("prefix_aware", 2, kv_tokens=4 * 16)
-    router.choose(prompt(1, 2, 3, 4), [0, 1])
-    router.choose(prompt(5, 6, 7, 8), [0, 1])
-    assert router.choose(prompt(1, 2, 3, 4), [1, 0]) == 1
+def test_sessions_are_spread_evenly_and_alike_in_every_process() -> None:
+    found = homes(make("session_affinity", 1), list(range(4)))
+    counts = Counter(found.values())
+    assert sum(counts.values()) == 400 and all(60 <= counts[replica] <= 140 for replica in range(4))
+    assert [found[name] for name in SESSIONS[:6]] == [3, 1, 2, 3, 1, 1]
 
 
-@st.composite
-def prompts(draw: st.DrawFn) -> list[tuple[list[int], list[int]]]:
-    """(prefix ids, loads of three replicas): chains over a small tree, so that prefixes are shared."""
-    out = []
-    for _ in range(draw(st.integers(1, 40))):
-        path = draw(st.lists(st.integers(0, 2), max_size=6))
-        ids, node = [], 0
-        for branch in path:
-            node = 3 * node + branch + 1  # the id names the whole chain up to here
-            ids.append(node)
-        out.append((ids, draw(st.lists(st.sampled_from([0, 1, 2, 50, 70, 200]), min_size=3, max_size=3))))
-    return out
+@given(LOADS, st.sampled_from([1.0, 1.25, 3.0]))
+def test_no_replica_gets_more_than_its_share_of_the_load(loads: list[list[int]], factor: float) -> None:
+    options = SessionAffinitySettings(balance_factor=factor)
+    router = make("session_affinity", len(loads[0]), routing=RoutingSettings(session_affinity=options))
+    for number, load in enumerate(loads):
+        choice = router.choose(prompt(session=SESSIONS[number]), load)
+        assert load[choice] + 1 <= ceil(factor * (sum(load) + 1) / len(load))
 
 
-@given(prompts(), st.integers(1, 20))
-def test_prefix_aware_is_its_rule_told_naively(sequence: list[tuple[list[int], list[int]]], blocks: int) -> None:
-    router = make("prefix_aware", 3, kv_tokens=blocks * 16)
-    sent: list[list[int]] = [[], [], []]  # what each replica is thought to hold, least recently used first
-    for ids, load in sequence:
-        low, high = min(load), max(load)
-        matches = [next((i for i, x in enumerate(ids) if x not in known), len(ids)) for known in sent]
-        best = [i for i in range(3) if matches[i] == max(matches)]
-        if (high - low > 64 and high > 1.5 * low) or max(matches) <= 0.3 * len(ids):
-            expected = load.index(low)
-        else:
-            expected = min(best, key=lambda i: load[i])
-        assert router.choose(prompt(*ids), load) == expected
-        kept = [known for known in sent[expected] if known not in ids]
-        sent[expected] = [*kept, *reversed(ids)][-blocks:]
+@given(LOADS)
+def test_without_a_bound_a_session_stays_where_it_is_and_without_a_session_the_idlest_is_chosen(
+    loads: list[list[int]],
+) -> None:
+    options = SessionAffinitySettings(balance_factor=None)
+    router = make("session_affinity", len(loads[0]), routing=RoutingSettings(session_affinity=options))
+    assert len({router.choose(prompt(session="a"), load) for load in loads}) == 1
+    assert all(load[router.choose(prompt(), load)] == min(load) for load in loads)
+
+
+# Tiers.
+
+SHARES = st.lists(st.integers(1, 10), min_size=1, max_size=4).map(lambda parts: [part / sum(parts) for part in parts])
+
+
+@given(st.integers(1, 40), SHARES)
+def test_tiers_divide_the_replicas_by_their_shares(replicas: int, shares: list[float]) -> None:
+    places = divide(replicas, shares)
+    assert all(len(tier) >= 1 and tier[-1] < replicas for tier in places)
+    if replicas >= len(shares):
+        assert [place for tier in places for place in tier] == list(range(replicas))
+        at_end = np.cumsum(shares) * replicas
+        # Rounded, but for what makes room for the one replica that each tier has at least.
+        assert all(
+            abs(tier[-1] + 1 - end) <= 0.5 + 1e-9
+            or tier[-1] + 1 in (number + 1, replicas - len(shares) + number + 1)
+            or len(tier) == 1
+            for number, (tier, end) in enumerate(zip(places, at_end, strict=True))
+        )
+
+
+TIERS = (SloTier(min_priority=2, share=0.25), SloTier(min_priority=0, share=0.25), SloTier(share=0.5))
+
+
+@given(st.lists(st.integers(0, 9), min_size=8, max_size=8), st.integers(-3, 4), st.none() | st.integers(1, 9))
+def test_a_tier_goes_to_its_own_replicas_and_borrows_downwards(
+    load: list[int], priority: int, spill: int | None
+) -> None:
+    options = SloTiersSettings(tiers=TIERS, spill=spill)
+    router = make("slo_tiers", 8, routing=RoutingSettings(slo_tiers=options))
+    begin, end = (0, 2) if priority >= 2 else (2, 4) if priority >= 0 else (4, 8)
+    if spill is not None and min(load[begin:end]) >= spill:
+        end = 8
+    choice = router.choose(prompt(priority=priority), load)
+    assert begin <= choice < end and load[choice] == min(load[begin:end])
+
+
+@pytest.mark.parametrize(
+    ("tiers", "said"),
+    [
+        (({"min_priority": 1, "share": 1.0},), "the last tier has min_priority 1"),
+        (({"share": 0.5}, {"share": 0.5}), "expected falling numbers"),
+        (({"min_priority": 0, "share": 0.2}, {"min_priority": 1, "share": 0.4}, {"share": 0.4}), "expected falling"),
+        (({"min_priority": 0, "share": 0.2}, {"share": 0.7}), "add up to 0.9"),
+    ],
+)
+def test_tiers_that_make_no_sense_are_refused(tiers: tuple[dict[str, float], ...], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        SloTiersSettings.model_validate({"tiers": tiers})
 
 
 # In a fleet.
@@ -220,27 +239,34 @@ def test_one_replica_needs_no_choice(config: EngineConfig, trace: pl.DataFrame, 
     assert alone.requests.equals(other.requests) and alone.steps.equals(other.steps)
 
 
-def test_prefix_aware_keeps_conversations_together_where_round_robin_scatters_them() -> None:
-    ids = [[10 * group + i for i in range(8)] for group in range(7)]
-    count = 140
-    trace = pl.DataFrame(
-        {
-            "request_id": range(count),
-            "arrival": [0.1 * i for i in range(count)],
-            "prompt_tokens": [8 * 16 + 1] * count,
-            "output_tokens": [4] * count,
-            "prefix_ids": [ids[i * i % 7] for i in range(count)],
-            "prefix_block_tokens": [16] * count,
-        }
-    )
-    cached = {
-        router: equal_replicas(trace, EngineConfig(kv_blocks=100), LinearStepTimes(), replicas=4, router=router)
-        .run()
-        .requests["cached_tokens"]
-        .sum()
-        for router in ("prefix_aware", "round_robin")
-    }
-    groups = len({i * i % 7 for i in range(count)})
-    # Computed once in the whole fleet, found ever after.
-    assert cached["prefix_aware"] == (count - groups) * 8 * 16
-    assert cached["round_robin"] < cached["prefix_aware"]
+@pytest.mark.parametrize(
+    ("fleet", "said"),
+    [
+        ({"router": "fastest"}, r"fleet: unknown router 'fastest', expected one of round_robin, random, "),
+        ({"routing": {"kv_cost": {"temprature": 1}}}, r"unknown key 'fleet\.routing\.kv_cost\.temprature'"),
+        ({"routing": {"least": {}}}, r"unknown key 'fleet\.routing\.least'"),
+        ({"routing": {"load_delay": -1}}, r"fleet\.routing\.load_delay: .* found -1"),
+        ({"routing": {"scrape_interval": 1e-9}}, r"fleet\.routing: scrape_interval is 1e-09; expected 0 or at least"),
+        (
+            {"routing": {"scorers": {"weights": {"luck": 1}}}},
+            r"fleet\.routing\.scorers: unknown scorer 'luck', expected",
+        ),
+        ({"routing": {"session_affinity": {"balance_factor": 0.5}}}, r"balance_factor: .* found 0\.5"),
+    ],
+)
+def test_a_wrong_setting_is_told_in_a_line(fleet: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make_scenario(BURST | {"fleet": fleet}, {}, Path(), "scenario.yaml")
+
+
+@pytest.mark.parametrize("router", sorted(ROUTERS))
+def test_a_scenario_runs_with_every_router_and_says_how_it_was_set(router: str) -> None:
+    """Also with late loads and scraped gauges; the options of the router in use are spelt out, and no others."""
+    fleet = {"replicas": 3, "router": router, "routing": {"load_delay": 0.3, "scrape_interval": 0.1}}
+    run = simulate(make_scenario(BURST | {"fleet": fleet}, {}, Path(), "scenario.yaml"))
+    assert set(run.requests["status"]) == {"finished"}
+    options = set(run.scenario["fleet"]["routing"]) - {"load_delay", "scrape_interval"}
+    assert options == ({router} & set(RoutingSettings.model_fields))
+    again = make_scenario(run.scenario, {}, Path(), "scenario.yaml")
+    assert again.resolved() == run.scenario
+    assert simulate(again).requests.equals(run.requests)

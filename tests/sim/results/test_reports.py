@@ -7,9 +7,12 @@ from pathlib import Path
 import polars as pl
 import pytest
 from browser import drawn_figures, show
-from run_tables import queue_run
+from run_tables import LAW, queue_run, replica_table
 
 from ground.assumption import Assumption
+from sim.results import energy
+from sim.results.energy import ReplicaPower
+from sim.results.fleet_charts import come_and_go
 from sim.results.folder import Run
 from sim.results.metric_names import flatten
 from sim.results.metrics import compute
@@ -51,9 +54,45 @@ def test_the_run_page_is_drawn_offline(tmp_path: Path) -> None:
     write_report(make_run(*queue_run(400)), tmp_path / "report.html")
     document, console = show(tmp_path / "report.html", tmp_path)
     assert console == []
-    assert drawn_figures(document) == (7, 7)
+    assert drawn_figures(document) == (8, 8)
     assert 'class="main-svg"' in document
     assert document.count('class="trace scatter') >= 12
+
+
+def test_a_fleets_page_is_drawn_offline(tmp_path: Path) -> None:
+    """Replicas come and go, requests end in every way, and there are prices and watts."""
+    requests, steps = queue_run(400)
+    lost = pl.col("request_id") % 10 == 3
+    status = pl.when(lost).then(pl.lit("shed")).when(pl.col("request_id") % 10 == 4).then(pl.lit("timed_out"))
+    requests = requests.with_columns(status=status.otherwise("status"))
+    replicas = replica_table(
+        {"pool": "prefill", "gpu_hour_price": 3.0, "ended": 20.0, "why": "scaled down"},
+        {"pool": "decode", "gpu_hour_price": 2.0, "requested": 5.0, "ready": 15.0},
+        {"pool": "decode", "gpu_hour_price": 2.0, "requested": 30.0, "ready": None},
+    )
+    run = make_run(requests, steps)
+    run.metrics = compute(requests, steps, slo=SLO, gpus=2, gpu_hour_price=2.0, kv_blocks_total=2400, replicas=replicas)
+    drawn = energy.compute(requests, steps, replicas, [ReplicaPower(LAW)] * 3, electricity_price=0.3)
+    assert drawn is not None
+    run.metrics["energy"], run.replicas = drawn, replicas
+    write_report(run, tmp_path / "report.html")
+    document, console = show(tmp_path / "report.html", tmp_path)
+    assert console == []
+    assert drawn_figures(document) == (9, 9)
+    assert tile(document, "Shed requests") == str(run.metrics["requests"]["shed"])
+    assert tile(document, "Mean power").endswith("W")
+    assert tile(document, "Energy per output token").endswith("J/token")
+    assert re.search(r"\d", tile(document, "Cost per request within the SLO"))
+    assert "prefill: paid for" in document and "pool decode" in document
+
+
+def test_replicas_that_are_always_there_are_not_drawn(tmp_path: Path) -> None:
+    run = make_run(*queue_run(100))
+    run.replicas = replica_table({}, {})
+    assert not come_and_go(run.replicas)
+    write_report(run, tmp_path / "r.html")
+    assert "paid for" not in (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert come_and_go(replica_table({}, {"ended": 5.0})) and come_and_go(replica_table({"ready": None}))
 
 
 def test_the_sweep_page_is_drawn_offline(tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""A replica crashes in the middle of serving: who is hurt, and what clients and router make of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+from gallery import Exhibit, lines
+from scenarios import seconds, share, simulated
+
+from sim.results.folder import Run
+
+CRASH: dict[str, Any] = {"script": [{"at": 200.0, "kind": "crash", "replica": 0}], "restart_seconds": 90.0}
+RETRIES = {"timeout": 60.0, "retries": {"attempts": 3}}
+CASES: dict[str, dict[str, Any]] = {
+    "no failure": {},
+    "crash": {"fleet.failures": CRASH},
+    "crash, clients try again": {"fleet.failures": CRASH, "fleet.clients": RETRIES},
+    "crash, router fails over": {"fleet.failures": CRASH | {"failover": "all"}},
+    "slow node, factor 3": {
+        "fleet.failures": {
+            "script": [{"at": 200.0, "kind": "slow", "replica": 0, "factor": 3.0, "duration": 150.0}],
+        }
+    },
+    "slow node, round robin": {
+        "fleet.router": "round_robin",
+        "fleet.failures": {
+            "script": [{"at": 200.0, "kind": "slow", "replica": 0, "factor": 3.0, "duration": 150.0}],
+        },
+    },
+}
+
+TEXT = """\
+One of four replicas crashes at 200 s and is back 90 s later. What it was serving is lost, or served again, and three
+replicas have the load of four. No request is lost from the books: every one ends with a status. A node that is only
+slow is worse for a router that does not count.
+"""
+
+
+def run() -> Exhibit:
+    runs = {name: simulated("failure", settings) for name, settings in CASES.items()}
+    return Exhibit(
+        "Replica failure",
+        TEXT,
+        ["case", "finished", "failed or timed out", "TTFT p99", "E2E p99", "SLO attainment"],
+        [
+            (
+                name,
+                f"{run.metrics['requests']['finished']:,} of {run.metrics['requests']['total']:,}",
+                str(run.metrics["requests"]["failed"] + run.metrics["requests"]["timed_out"]),
+                seconds(run.metrics["ttft"]["p99"]),
+                seconds(run.metrics["e2e"]["p99"]),
+                share(run.metrics["slo"]["attainment"]),
+            )
+            for name, run in runs.items()
+        ],
+        [
+            (
+                lines(
+                    {name: _by_time(run) for name, run in runs.items()}, "second", "TTFT p99 of 20 s, s", mode="lines"
+                ),
+                "First tokens around the failure, by when a request arrived.",
+            )
+        ],
+    )
+
+
+def _by_time(run: Run) -> tuple[list[float], list[float]]:
+    spans = (
+        run.requests.group_by(span=20 * (pl.col("arrival") // 20))
+        .agg(pl.col("ttft").quantile(0.99))
+        .drop_nulls()
+        .sort("span")
+    )
+    return spans["span"].to_list(), spans["ttft"].to_list()

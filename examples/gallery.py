@@ -1,0 +1,91 @@
+"""A command that runs examples by name, prints their tables and writes them, with pictures, to one page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import click
+from plotly.graph_objects import Figure, Scatter
+from rich.console import Console
+from rich.table import Table
+
+from ground.folder import new_folder, refuse_existing
+from ground.page import Page
+from ground.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """What one example came to: a table, and pictures with their captions."""
+
+    title: str
+    text: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    figures: Sequence[tuple[Figure, str]] = field(default_factory=list)
+
+
+def gallery(name: str, title: str, lead: str, exhibits: Mapping[str, Callable[[], Exhibit]]) -> click.Command:
+    """The command; it writes `name`.json and report.html."""
+
+    @click.command(help=f"Run the examples called NAMES, all of them if none is given. {lead}")
+    @click.argument("names", nargs=-1, type=click.Choice(list(exhibits)))
+    @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("runs", name), show_default=True)
+    @click.option("--force", is_flag=True, help="Replace the folder if it exists.")
+    def main(names: tuple[str, ...], output: Path, force: bool) -> None:
+        refuse_existing(output, force=force)
+        found: list[Exhibit] = []
+        begin = perf_counter()
+        with progress_bar() as bar:
+            chosen = names or tuple(exhibits)
+            task = bar.add_task(name, total=len(chosen), note="")
+            for one in chosen:
+                bar.update(task, note=one)
+                found.append(exhibits[one]())
+                bar.advance(task)
+        console = Console()
+        for exhibit in found:
+            table = Table(*exhibit.header, title=exhibit.title, title_justify="left", box=None, header_style="bold")
+            for row in exhibit.rows:
+                table.add_row(*row)
+            console.print(table, "")
+        with new_folder(output, force=force) as partial:
+            entries = [
+                {"title": one.title, "rows": [dict(zip(one.header, row, strict=True)) for row in one.rows]}
+                for one in found
+            ]
+            (partial / f"{name}.json").write_text(json.dumps(entries, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            _write_page(title, lead, found, partial / "report.html")
+        click.echo(f"{output / 'report.html'} ({perf_counter() - begin:.0f} s)")
+
+    return main
+
+
+def _write_page(title: str, lead: str, found: Sequence[Exhibit], path: Path) -> None:
+    page = Page(title, lead)
+    for exhibit in found:
+        page.heading(exhibit.title)
+        page.text(exhibit.text)
+        page.table(exhibit.header, exhibit.rows)
+        for figure, caption in exhibit.figures:
+            page.figure(figure, caption)
+    page.write(path)
+
+
+def lines(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    x: str,
+    y: str,
+    *,
+    mode: str = "lines+markers",
+    **layout: Any,
+) -> Figure:
+    """One line a name: its x and y values."""
+    figure = Figure([Scatter(name=name, x=list(xs), y=list(ys), mode=mode) for name, (xs, ys) in curves.items()])
+    figure.update_layout(xaxis_title=x, yaxis_title=y, **layout)
+    return figure

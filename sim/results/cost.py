@@ -1,0 +1,54 @@
+"""What a run cost: its GPUs at their prices, for so many tokens and requests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import polars as pl
+
+
+def compute(
+    total: float | None,
+    finished: pl.DataFrame,
+    good: pl.DataFrame,
+    replicas: pl.DataFrame | None,
+    first: float | None,
+    last: float | None,
+) -> dict[str, Any]:
+    """`total`, and that per million output tokens, per million tokens of prompt and output, per finished request and
+    per request that kept the SLO. `pools` and `sites` have each one's part, where there are several.
+
+    Args:
+        finished, good: requests that finished, and those of them that kept the SLO.
+        replicas: table with the columns of `sim.results.tables.REPLICAS`, of a simulated fleet.
+        first, last: the run's first arrival and last finish.
+    """
+    output = int(finished["output_tokens"].sum())
+    tokens = output + int(finished["prompt_tokens"].sum())
+    numbers: dict[str, Any] = {
+        "total": total,
+        "per_million_output_tokens": _per(total, output, 1e6),
+        "per_million_tokens": _per(total, tokens, 1e6),
+        "per_request": _per(total, len(finished)),
+        "per_good_request": _per(total, len(good)),
+    }
+    if total is not None and replicas is not None and first is not None and last is not None:
+        paid = with_paid(replicas, first, last)
+        for name in ("pool", "site"):
+            parts = (
+                paid.filter(pl.col(name).is_not_null()).group_by(name, maintain_order=True).agg(pl.col("cost").sum())
+            )
+            if len(parts) > 1:
+                numbers[f"{name}s"] = dict(parts.iter_rows())
+    return numbers
+
+
+def with_paid(replicas: pl.DataFrame, first: float, last: float) -> pl.DataFrame:
+    """The replicas with `gpu_seconds` and `cost` of each between two moments; a cost is null without a price."""
+    since, until = pl.col("requested").clip(first, last), pl.col("ended").fill_null(last).clip(first, last)
+    seconds = (until - since) * pl.col("gpus")
+    return replicas.with_columns(gpu_seconds=seconds, cost=seconds / 3600 * pl.col("gpu_hour_price"))
+
+
+def _per(total: float | None, count: int, times: float = 1.0) -> float | None:
+    return None if total is None or not count else total * times / count

@@ -1,0 +1,123 @@
+"""What autoscaling did, in numbers: how many replicas there were, and when they were too few."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+Spans = np.ndarray  # (spans, 2): begin and end
+
+
+def compute(
+    requests: pl.DataFrame,
+    steps: pl.DataFrame,
+    replicas: pl.DataFrame,
+    events: pl.DataFrame,
+    *,
+    initial: int,
+    asleep_price: float | None = None,
+) -> dict[str, Any]:
+    """All from the first arrival to the last finish; null where nothing arrived or finished.
+
+    `replicas`: mean, max and min of those that were ready and had not ended, over time. `asked`: the mean of those that
+    were asked for and had not ended. `gpu_hours`: of these. `asleep_gpu_hours`: of engines that slept, and their cost
+    at `asleep_price` a GPU-hour, beside that of the replicas; null without a price. `ups`, `downs`: decisions that
+    changed the number asked for, which was `initial` at first. `starts`: replicas that became ready after they were
+    asked for; `start`: the mean seconds of that. `under_provisioned`: share of the time in which somebody waited for
+    want of a replica, or was left out of a step that began after he had come.
+
+    Args:
+        requests, steps, replicas, events: tables with the columns of `sim.results.tables`.
+    """
+    first, last = requests["arrival"].min(), requests["finish"].max()
+    begin, end = (0.0, 0.0) if first is None or last is None else (float(first), float(last))  # type: ignore[arg-type]
+    duration = end - begin
+    ready = _between(replicas.filter(pl.col("ready").is_not_null()), "ready", begin, end)
+    asked = _between(replicas, "requested", begin, end)
+    gpus = replicas["gpus"].to_numpy()
+    asked_seconds = float((asked[:, 1] - asked[:, 0]).sum())
+    times, counts = _counts(ready, begin, end)
+    waited = np.concatenate([_held(requests, replicas, end), _left_waiting(requests, steps)])
+    asleep = _asleep_gpu_seconds(events, begin, end) / 3600
+    started = replicas.filter(pl.col("ready") > pl.col("requested"))
+    changes = np.diff([initial, *events.filter(pl.col("kind") == "scaled")["amount"].to_list()])
+    return {
+        "replicas": {
+            "mean": float((np.diff(times) * counts).sum()) / duration if duration else None,
+            "max": int(counts.max()) if duration else None,
+            "min": int(counts.min()) if duration else None,
+        },
+        "asked": asked_seconds / duration if duration else None,
+        "gpu_hours": float(((asked[:, 1] - asked[:, 0]) * gpus).sum()) / 3600,
+        "asleep_gpu_hours": asleep,
+        "asleep_cost": None if asleep_price is None else asleep * asleep_price,
+        "ups": int((changes > 0).sum()),
+        "downs": int((changes < 0).sum()),
+        "starts": len(started),
+        "start": _mean(started["ready"] - started["requested"]),
+        "under_provisioned": _length(np.clip(waited, begin, end)) / duration if duration else None,
+    }
+
+
+def _between(replicas: pl.DataFrame, since: str, begin: float, end: float) -> Spans:
+    until = pl.col("ended").fill_null(end)
+    return np.clip(replicas.select(pl.col(since), until).to_numpy().reshape(-1, 2), begin, end)
+
+
+def _counts(spans: Spans, begin: float, end: float) -> tuple[np.ndarray, np.ndarray]:
+    """Instants from `begin` to `end`, and how many spans there are between each and the next."""
+    times = np.unique([begin, end, *spans.ravel()])
+    starts, ends = np.sort(spans[:, 0]), np.sort(spans[:, 1])
+    there = np.searchsorted(starts, times[:-1], "right") - np.searchsorted(ends, times[:-1], "right")
+    return times, there
+
+
+def _held(requests: pl.DataFrame, replicas: pl.DataFrame, end: float) -> Spans:
+    """For each request that came before its replica was ready: until then. Those that none ever took: to the end."""
+    came = requests.filter(pl.col("arrival").is_not_null())
+    with_ready = came.join(replicas.select("replica", "ready"), on="replica", how="left").filter(
+        (pl.col("ready") > pl.col("arrival")) | ((pl.col("replica") < 0) & (pl.col("status") == "unfinished"))
+    )
+    return with_ready.select("arrival", pl.col("ready").fill_null(end)).to_numpy().reshape(-1, 2)
+
+
+def _left_waiting(requests: pl.DataFrame, steps: pl.DataFrame) -> Spans:
+    """For each request that a step of its replica left out after it had come: from that step on until it was in one."""
+    spans = [np.zeros((0, 2))]
+    scheduled = requests.filter(pl.col("first_scheduled").is_not_null() & (pl.col("replica") >= 0))
+    starts_of = dict(_by_replica(steps.select("replica", "start")))
+    for replica, rows in _by_replica(scheduled.select("replica", "arrival", "first_scheduled")):
+        starts = np.sort(starts_of[replica]["start"].to_numpy()) if replica in starts_of else np.zeros(0)
+        arrival, admitted = rows["arrival"].to_numpy(), rows["first_scheduled"].to_numpy()
+        place = np.searchsorted(starts, arrival, "right")
+        next_start = np.append(starts, np.inf)[place]
+        left_out = next_start < admitted
+        spans.append(np.stack([next_start[left_out], admitted[left_out]], axis=1))
+    return np.concatenate(spans)
+
+
+def _by_replica(table: pl.DataFrame) -> Iterable[tuple[int, pl.DataFrame]]:
+    for (replica,), rows in table.group_by("replica", maintain_order=True):
+        yield int(replica), rows
+
+
+def _asleep_gpu_seconds(events: pl.DataFrame, begin: float, end: float) -> float:
+    sign = pl.when(pl.col("kind") == "asleep").then(1).otherwise(-1)
+    slept = events.filter(pl.col("kind").is_in(["asleep", "woken"])).select(
+        left=end - pl.col("time").clip(begin, end), gpus=pl.col("amount") * sign
+    )
+    return float((slept["left"] * slept["gpus"]).sum())
+
+
+def _length(spans: Spans) -> float:
+    """Of the union."""
+    spans = spans[np.argsort(spans[:, 0], kind="stable")]
+    covered = np.concatenate([[-np.inf], np.maximum.accumulate(spans[:, 1])[:-1]]) if len(spans) else np.zeros(0)
+    return float(np.maximum(0.0, spans[:, 1] - np.maximum(spans[:, 0], covered)).sum())
+
+
+def _mean(values: pl.Series) -> float | None:
+    return float(values.to_numpy().mean()) if len(values) else None

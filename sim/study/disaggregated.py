@@ -1,0 +1,84 @@
+"""From a scenario's `fleet.disaggregation` to the service of its two pools."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import polars as pl
+
+from calibrate.model import load_model
+from ground.assumption import Assumption
+from ground.errors import UserError
+from sim.fleet.disaggregation import Disaggregation
+from sim.fleet.service import Service
+from sim.fleet.world import OnEnd, World
+from sim.study.deployment import deploy
+from sim.study.pool_parts import PoolParts
+from sim.study.pool_scenario import of_pool, pool_scenario
+from sim.study.pools import pools_of
+from sim.study.scenario import EngineSettings, Scenario
+from traces.table import Trace
+
+Parts = tuple[Callable[[World, OnEnd], Service], Sequence[PoolParts], int | None, Sequence[Assumption]]
+
+
+def disaggregated(scenario: Scenario, trace: Trace) -> Parts:
+    """What `sim.study.services.Serving` holds.
+
+    Raises:
+        UserError: the pools do not fit each other, the model does not fit a device, or a request can never run.
+    """
+    settings = scenario.fleet.disaggregation
+    assert settings is not None
+    # The prefill pool computes prompts and one token of each.
+    prompts = replace(trace, requests=trace.requests.with_columns(output_tokens=pl.lit(1, pl.Int64)))
+    pools = []
+    assumptions: list[Assumption] = []
+    for key, own, arriving in zip(*_keys_and_settings(scenario), (prompts, trace), strict=True):
+        _check_engine(key, own.engine)
+        parts = PoolParts(own, arriving, own.engine, deploy(own), gpu_hour_price=own.gpu_hour_price)
+        pools.append(parts)
+        assumptions += of_pool(key, list(parts.assumptions))
+    prefill, decode = (parts.kind for parts in pools)
+    sizes = prefill.engine.block_size, decode.engine.block_size
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"fleet.disaggregation: prefill has blocks of {sizes[0]} tokens and decode of {sizes[1]}; expected the "
+            "same, since KV blocks go from one to the other"
+        )
+    model = load_model(scenario.model)
+    block_bytes = sizes[0] * model.kv_bytes_per_token()
+    assumptions += settings.assumptions(block_bytes)
+
+    def make(world: World, on_end: OnEnd) -> Service:
+        return Disaggregation(
+            world,
+            settings,
+            prefill,
+            decode,
+            on_end,
+            block_bytes=block_bytes,
+            layers=model.layers,
+            routing=scenario.fleet.routing,
+        )
+
+    replicas = settings.prefill.replicas, settings.decode.replicas
+    blocks = sum((parts.kv_blocks or 0) * count for parts, count in zip(pools, replicas, strict=True))
+    return make, pools, blocks, assumptions
+
+
+def _keys_and_settings(scenario: Scenario) -> tuple[list[str], list[Scenario]]:
+    pools = pools_of(scenario.fleet)
+    return list(pools), [pool_scenario(scenario, key, pool) for key, pool in pools.items()]
+
+
+def _check_engine(key: str, engine: EngineSettings) -> None:
+    if not engine.kv_cache:
+        raise UserError(f"{key}: kv_cache is false; expected a KV cache, whose blocks go from pool to pool")
+    if engine.memory is not None:
+        raise UserError(
+            f"{key}: memory is given; expected none, since an engine that starts anew loses what others read"
+        )
+    if engine.pipeline_parallel > 1:
+        raise UserError(f"{key}: pipeline_parallel is {engine.pipeline_parallel}; expected 1")
