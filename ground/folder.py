@@ -37,6 +37,23 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def open_folder(folder: Path, name: str, text: str) -> None:
+    """Make `folder` the one whose file `name` says `text`, unless it is already.
+
+    Raises:
+        UserError: it holds something else, or was made for another text; or it cannot be written.
+    """
+    path = folder / name
+    if path.is_file():
+        if path.read_text(encoding="utf-8") != text:
+            raise UserError(f"{folder}: holds another {path.stem}; choose another folder for this one")
+        return
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder}: holds something else; expected a new folder, or that of this {path.stem}")
+    with new_folder(folder) as partial:
+        (partial / name).write_text(text, encoding="utf-8")
+
+
 def refuse_existing(target: Path, *, force: bool = False) -> None:
     """What `new_folder` would refuse, so that long work can ask before it begins.
 

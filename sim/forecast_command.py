@@ -61,12 +61,12 @@ def forecast(
 
     Writes backtest.parquet, forecast.json and report.html. The same command goes on where it was interrupted.
     """
+    from ground.folder import open_folder
     from ground.progress import progress_bar
     from sim.fleet.forecasters import FORECASTERS
     from sim.fleet.forecasters.history import find_season
     from sim.study.backtest import backtest, plan_backtest
     from sim.study.load_series import LOADS, load_series
-    from sim.study.points import open_folder
     from traces.loading import read
 
     for name in names:

@@ -66,6 +66,17 @@ def test_simulating_needs_no_torch(here: Path) -> None:
     assert (here / "out" / "metrics.json").is_file()
 
 
+def test_forecasting_needs_no_simulator(here: Path) -> None:
+    rows = TABLE.partition("\n")[2]
+    (here / "trace.csv").write_text("arrived_at,num_prefill_tokens,num_decode_tokens\n" + rows)
+    python(
+        "import sys; sys.modules['simpy'] = None; from simctl import main\n"
+        "options = ['--interval', '0.05', '--fits', '1', '--forecaster', 'naive']\n"
+        "main(['forecast', 'trace.csv', *options, '-o', 'out'], standalone_mode=False)"
+    )
+    assert (here / "out" / "forecast.json").is_file()
+
+
 # run.
 
 

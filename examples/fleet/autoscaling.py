@@ -16,22 +16,22 @@ BOUNDS = {"min": 1, "max": 8}
 HISTORY = {
     "synth": {
         "duration": 6 * DAY,
-        "arrivals": {"process": "diurnal", "rate": 0.8, "peak_to_trough": 10, "peak_at": 54000},
+        "arrivals": {"process": "diurnal", "rate": 0.12, "peak_to_trough": 10, "peak_at": 54000},
         "lengths": {name: {"distribution": "constant", "value": 1} for name in ("prompt", "output")},
     }
 }
 WAITING = {"type": "external", "metric": "vllm:num_requests_waiting", "average_value": 2.0}
 SEATS = {"type": "resource", "metric": "seats", "utilization": 50}
-PREDICTIVE = {"policy": "predictive", "history": HISTORY, "ttft": 5.0, "itl": 0.06, "interval": 300.0, "horizon": 3}
+PREDICTIVE = {"policy": "predictive", "history": HISTORY, "ttft": 10.0, "itl": 0.06, "interval": 300.0, "horizon": 3}
 POLICIES: dict[str, dict[str, Any]] = {
     "fixed at 2": {"fleet.replicas": 2},
     "fixed at 5": {"fleet.replicas": 5},
     "HPA, requests waiting": {"policy": "hpa", "metrics": [WAITING]},
     "HPA, seats at 50 %": {"policy": "hpa", "metrics": [SEATS]},
-    "KEDA, waiting and concurrency": {"policy": "keda", "min": 1},
-    "SLA planner": {"policy": "planner", "ttft": 5.0, "itl": 0.06},
+    "KEDA, 4 requests a replica": {"policy": "keda", "min": 1, "triggers": [{"metric": "concurrency", "threshold": 4}]},
+    "SLA planner": {"policy": "planner", "ttft": 10.0, "itl": 0.06, "predictor": "constant"},
     "seasonal-naive forecast": PREDICTIVE | {"forecaster": "seasonal_naive", "season": 288, "rule": "target"},
-    "LSTM forecast, > 80 % → +1": PREDICTIVE | {"forecaster": "lstm"},
+    "LSTM forecast, > 80 % → +1": PREDICTIVE | {"forecaster": "lstm", "refit": 300},
 }
 
 TEXT = """\

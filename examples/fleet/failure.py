@@ -11,12 +11,18 @@ from scenarios import seconds, share, simulated
 from sim.results.folder import Run
 
 CRASH: dict[str, Any] = {"script": [{"at": 200.0, "kind": "crash", "replica": 0}], "restart_seconds": 90.0}
-RETRIES = {"timeout": 60.0, "retries": {"attempts": 3}}
+STORM = {"on": ["failed", "timed_out"], "attempts": 6}
+IMPATIENT = {"ttft_timeout": 1.0, "retries": STORM}
 CASES: dict[str, dict[str, Any]] = {
     "no failure": {},
     "crash": {"fleet.failures": CRASH},
-    "crash, clients try again": {"fleet.failures": CRASH, "fleet.clients": RETRIES},
+    "crash, clients try again": {"fleet.failures": CRASH, "fleet.clients": {"retries": {"attempts": 3}}},
     "crash, router fails over": {"fleet.failures": CRASH | {"failover": "all"}},
+    "crash, clients give up after 1 s and try 6 times": {"fleet.failures": CRASH, "fleet.clients": IMPATIENT},
+    "the same with Envoy's retry budget": {
+        "fleet.failures": CRASH,
+        "fleet.clients": IMPATIENT | {"retries": STORM | {"budget": {}}},
+    },
     "slow node, factor 3": {
         "fleet.failures": {
             "script": [{"at": 200.0, "kind": "slow", "replica": 0, "factor": 3.0, "duration": 150.0}],

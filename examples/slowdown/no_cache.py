@@ -9,7 +9,7 @@ from symptom import Row, simulated, symptom
 
 from sim.results.folder import Run
 
-WITH_CACHE = {"engine.kv_cache": True}
+WITH_CACHE = {"engine.kv_cache": True, "engine.kv_blocks": 1000}
 SEQUENCES = 8
 LENGTHS = (64, 128, 256, 512, 1024)
 

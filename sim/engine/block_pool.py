@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 # Evicted ids that a pool remembers, to say what had to be computed again for want of room; with more it forgets all.
@@ -116,6 +116,11 @@ class BlockPool:
     @property
     def held(self) -> int:
         return self.total - self.free
+
+    @property
+    def evictable(self) -> Iterable[Span]:
+        """What nobody holds, in the order in which it is taken, each span from its end."""
+        return self._queue
 
     def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
         """Whether such a request finds place when it is alone. Its last token is never computed."""

@@ -131,8 +131,11 @@ class DeviceMemory:
         replica: int,
         events: EventRecorder,
         step_size: Callable[[Plan], tuple[int, int]],
+        *,
+        begun: float = 0.0,
     ) -> None:
         """`settings` has every number. `step_size`: tokens that a step computes, padding included, and sequences.
+        `begun`: when the first process was.
 
         Raises:
             UserError: the device is smaller than the pool of its allocator.
@@ -159,7 +162,7 @@ class DeviceMemory:
         self._each_bytes = 0  # that they move
         self._changed = True  # the batch, or what is kept, since the step before
         self._decodes = -1
-        self._start(0.0)
+        self._start(begun)
 
     # What steps cost.
 

@@ -7,7 +7,10 @@ go round together is as arrivals and budget made it: nothing evens it out.
 """
 
 from collections import deque
+from collections.abc import Sequence
 
+from sim.engine.block_pool import BlockPool
+from sim.engine.blocked_head import BlockedHead
 from sim.engine.config import EngineConfig
 from sim.engine.decode_batch import DecodeBatch
 from sim.engine.plan import Plan
@@ -65,6 +68,22 @@ class PipelineScheduler(Scheduler):
     def batch(self, plan: Plan) -> DecodeBatch:
         """Those who decode in a batch in flight, as they are when it has completed."""
         return self._in_flight[plan]
+
+    def blocks_before_admission(self, plans: Sequence[Plan]) -> int | None:
+        """How many blocks may be taken before the first who waits may be admitted to a batch; None: perhaps at once.
+
+        `plans` are all that is in flight, scheduled since anybody came or left, so each refused the same request. What
+        it was found to have then it must have now: other batches took blocks meanwhile.
+        """
+        refused = [plan.blocked.hit for plan in plans if plan.blocked is not None]
+        head = self._waiting.head() if refused else None
+        if head is None:
+            return self.pool.free
+        assert isinstance(self.pool, BlockPool)
+        hit = self.pool.find(head.holding, head.prompt_tokens if head.remote else head.target)
+        if any(old.spans != hit.spans or bool(old.resumed) != bool(hit.resumed) for old in refused):
+            return None
+        return BlockedHead(head.holding, hit).blocks_before_gap(self.pool, self.pool.free)
 
     def next_decodes(self, batch: DecodeBatch, steps: int = 0) -> Plan:
         """What such a batch computes, so many steps after the next one."""

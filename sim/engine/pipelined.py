@@ -151,8 +151,11 @@ class PipelinedEngine(Engine):
         scheduler, flight = self.scheduler, self._flight
         if self._calm < len(flight) or scheduler.prefills or self._aborted:
             return None
+        blocks = scheduler.blocks_before_admission([one.plan for one in flight])
+        if blocks is None:
+            return None
         batches = [scheduler.batch(one.plan) for one in flight]
-        return plan_leap(flight, batches, self._stages, scheduler.pool.free, self._size, self._seconds_of)
+        return plan_leap(flight, batches, self._stages, blocks, self._size, self._seconds_of)
 
     def _seconds_of(self, batch: DecodeBatch, times: int) -> tuple[Sequence[Sequence[float]], float]:
         spread = None if batch.spread is None else batch.spread.at(batch.step, batch.count)

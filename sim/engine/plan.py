@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from calibrate.skew import Spread
+from sim.engine.blocked_head import BlockedHead
 from sim.engine.request import Request
 from sim.engine.swap_space import BlockCopy
 
@@ -25,6 +26,7 @@ class Plan:
     """One step: prefill chunks, and one token of each of `decodes` sequences."""
 
     __slots__ = (
+        "blocked",
         "budget",
         "chunks",
         "decodes",
@@ -52,6 +54,7 @@ class Plan:
         self.kv_tokens = 0  # cached tokens that the decoding sequences read, summed
         self.spread: Spread | None = None  # of them
         self.scheduled = 0.0  # when the scheduler made it
+        self.blocked: BlockedHead | None = None  # who waits, has a prefix cached, and found too few blocks
         self.preempted = 0
         self.victims: Sequence[Request] = ()  # who was preempted
         self.resumed: Sequence[Request] = ()  # who had been, and was admitted again

@@ -9,55 +9,29 @@ The rules are vLLM V1's (`vllm/v1/core/sched/scheduler.py`): one token budget a 
 admission, then waiting ones; prompts may be computed in chunks; when blocks run out somebody is preempted, his blocks
 are freed and his tokens recomputed later; nobody is admitted in a step that preempted.
 
-The work of a step does not grow with the batch: decoding requests are counted, not visited (`decode_batch.py`). Only
-where the budget or the blocks do not suffice for all are the running requests visited in order.
+Who runs, and what each gets of a step, is in `running.py`; here is who waits, who is admitted, and who leaves.
 """
 
 from operator import attrgetter
 
-from calibrate.skew import Spread
-from sim.engine.adapter_queue import AdapterQueue
 from sim.engine.block_pool import BlockPool, Hit
+from sim.engine.blocked_head import BlockedHead
 from sim.engine.config import EngineConfig
-from sim.engine.decode_batch import DecodeBatch
-from sim.engine.kv_pool import make_pool, new_holding
+from sim.engine.kv_pool import new_holding
 from sim.engine.plan import Chunk, Plan
 from sim.engine.remote_prompts import KvConnector, RemotePrompts
 from sim.engine.request import Request
-from sim.engine.scheduling_policy import SCHEDULING_POLICIES, WaitingQueue
-from sim.engine.session_retention import SessionRetention
-from sim.engine.swap_space import SwapSpace
+from sim.engine.running import RunningRequests
 
 _admission = attrgetter("admission")
 
 
-class Scheduler:
+class Scheduler(RunningRequests):
     """Decides for one engine. Call `add`, then in turn `schedule` and `finish` (or `advance` and `complete`)."""
 
     def __init__(self, config: EngineConfig, *, spread: bool = True) -> None:
-        """`spread`: whether plans say how unequal the decoding contexts are, which some step times do not ask."""
-        self.config = config
-        self._size = config.block_size
-        self.pool = make_pool(config)
-        self.swap = SwapSpace(config.swap_blocks)
-        self.retention: SessionRetention | None = None
-        if config.session_retention is not None:
-            assert isinstance(self.pool, BlockPool)
-            self.retention = SessionRetention(config.session_retention, self.pool)
-        make_queue, self._choose_victim = SCHEDULING_POLICIES[config.scheduling_policy]
-        self._adapters = None if config.max_loras is None else AdapterQueue(make_queue, config.max_loras)
-        self._waiting: WaitingQueue = make_queue() if self._adapters is None else self._adapters
-        self._running: dict[Request, None] = {}  # in order of admission
-        self._prefilling: dict[Request, None] = {}  # those of them whose prompt is not computed yet
-        self._batch = DecodeBatch(self.pool, self._size, spread=spread)  # the others, but for the ended
-        self._admissions = 0
-        self._chunk_limit = config.long_prefill_token_threshold or config.max_num_batched_tokens
-        self._ended: set[Request] = set()  # with their last token under way
+        super().__init__(config, spread=spread)
         self.remote = RemotePrompts(self.pool, self._size)
-
-    @property
-    def running_count(self) -> int:
-        return len(self._running)
 
     @property
     def waiting_count(self) -> int:
@@ -73,13 +47,6 @@ class Scheduler:
         if step == 1 or not isinstance(self.pool, BlockPool):  # the others take nothing as a request decodes
             return self.pool.held
         return self.pool.held + self._batch.blocks_taken(step)
-
-    @property
-    def tokens_held(self) -> int:
-        """Of the running requests, in the KV cache."""
-        prefilling = sum(request.computed for request in self._prefilling)
-        ended = sum(request.prompt_tokens + request.output_tokens - 1 for request in self._ended)
-        return self._batch.kv_tokens + prefilling + ended
 
     def fits(self, prompt_tokens: int, output_tokens: int) -> bool:
         """Whether such a request can run when it is alone. Its last token is never computed."""
@@ -120,11 +87,19 @@ class Scheduler:
 
         Until then nobody finishes and the blocks suffice; arrivals are the caller's to watch (see `add`). A waiting
         head that could not be admitted now cannot be before somebody finishes: seats, budget and free blocks do
-        not grow meanwhile. (The blocks of idle sessions may come back, but all had been given up if it needed blocks.)
+        not grow meanwhile, and what it needs does not fall faster than they do, but where `blocked_head.py` says so.
+        (The blocks of idle sessions may come back, but all had been given up if it needed blocks.)
         """
         if plan.chunks or plan.starved or plan.preempted or plan.first_tokens:
             return 1
-        return self._batch.horizon(self.pool.free)
+        steps = self._batch.horizon(self.pool.free)
+        if plan.blocked is not None and steps > 1:
+            assert isinstance(self.pool, BlockPool)
+            blocks = self._batch.blocks_taken(steps)
+            before_gap = plan.blocked.blocks_before_gap(self.pool, blocks)
+            if before_gap < blocks:
+                steps = self._batch.horizon(before_gap)
+        return steps
 
     def finish(self, plan: Plan, now: float, steps: int = 1) -> list[Request]:
         """The plan has run, `steps` times over (at most its `horizon`); it ended at `now`. Returns who finished."""
@@ -227,181 +202,6 @@ class Scheduler:
         self.pool.release(request.holding)
         return tokens
 
-    def has(self, request: Request) -> bool:
-        """Whether it was admitted and has not left."""
-        return request in self._running or request in self._ended
-
-    def reset(self, plan: Plan, now: float) -> list[Request]:
-        """The engine is started anew, at `now`, instead of running `plan`, which was scheduled last.
-
-        Every running request is preempted, and neither the prefix cache nor an idle session keeps anything. Host memory
-        keeps the copies that were made before; those that the plan would have made are lost. The plan is left without
-        work, to be advanced and completed as any other. Returns who was preempted beyond the plan's own victims.
-        """
-        for victim in plan.victims:
-            self.swap.drop(victim)
-        for chunk in plan.chunks:
-            chunk.request.holding.cached_anew = 0
-        decoding = set(self.decoding(plan))
-        lost = [request for request in reversed(self._running) if request not in self._ended]
-        for request in list(reversed(self._running)):
-            self._take_out(request, int(request in decoding))
-        if self.retention is not None:
-            self.retention.expire(now)
-            self.retention.drop_all("restart")
-        self.pool.forget()
-        plan.decodes = plan.kv_tokens = 0
-        plan.spread = None
-        plan.chunks, plan.starved, plan.swapped_out, plan.swapped_in = [], [], (), ()
-        plan.preempted += len(lost)
-        return lost
-
-    def decoding(self, plan: Plan) -> list[Request]:
-        """The requests of which `plan` computes one token."""
-        idle = self._prefilling.keys() | self._ended
-        out = [request for request in self._running if request not in idle]
-        if plan.starved:
-            out = [request for request in out if request not in plan.starved]
-        return out
-
-    def context(self, request: Request) -> int:
-        """Tokens of a decoding request in the KV cache before the step that is scheduled."""
-        return self._batch.context(request)
-
-    def block_table(self, request: Request) -> list[int]:
-        """Physical ids of a running request's blocks, in token order, for the step that is scheduled."""
-        if request not in self._prefilling:
-            self._batch.settle(request, self.context(request) + 1)
-        return request.holding.block_table()
-
-    # Running requests.
-
-    def _grant_all(self) -> Plan | None:
-        """Every running request gets what it asks; None, with nothing changed but idle sessions given up, if budget or
-        blocks are too few."""
-        batch = self._batch
-        plan = Plan(self.config.max_num_batched_tokens - batch.count)
-        blocks = batch.at_edge[batch.step % self._size]
-        if not self._prefilling:
-            if blocks > self.pool.free and not self._make_room(blocks):
-                return None
-        else:
-            missing = blocks
-            for request in self._prefilling:
-                wanted = min(request.target - request.computed, self._chunk_limit)
-                tokens = min(wanted, plan.budget)
-                if tokens < wanted and request.admission < batch.latest_admission:
-                    return None  # those who were admitted later must not be served first
-                if tokens:
-                    plan.budget -= tokens
-                    plan.chunks.append(Chunk(request, request.computed, tokens))
-                    missing += self.pool.blocks_missing(request.holding, request.computed + tokens)
-            if missing > self.pool.free and not self._make_room(missing):
-                return None
-            for chunk in plan.chunks:
-                self.pool.hold(chunk.request.holding, chunk.start + chunk.tokens)
-                self.pool.cache_full_blocks(chunk.request.holding, chunk.start + chunk.tokens)
-        if blocks:
-            batch.take(blocks)
-        plan.decodes, plan.kv_tokens = batch.count, batch.kv_tokens
-        if batch.spread is not None:
-            plan.spread = batch.spread.at(batch.step, batch.count)
-        return plan
-
-    def _grant_in_order(self) -> Plan:
-        """Serve the running requests in order of admission, preempting while blocks are missing."""
-        batch = self._batch
-        plan = Plan(self.config.max_num_batched_tokens)
-        granted: dict[Request, int] = {}
-        blocked = False
-        for request in list(self._running):
-            if request not in self._running or request in self._ended or self._elsewhere(request):
-                continue  # preempted meanwhile, or nothing left to compute
-            decoding = request not in self._prefilling
-            computed = self.context(request) if decoding else request.computed
-            wanted = 1 if decoding else min(request.target - computed, self._chunk_limit)
-            tokens = 0 if blocked else min(wanted, plan.budget)
-            if not tokens:
-                if decoding:
-                    plan.starved.append(request)
-                continue
-            if decoding:
-                missing = int(computed % self._size == 0)
-            else:
-                missing = self.pool.blocks_missing(request.holding, computed + tokens)
-            if missing > self.pool.free:
-                self._make_room(missing)
-            while missing > self.pool.free and request in self._running:
-                victim = self._choose_victim(self._running)
-                plan.budget += granted.get(victim, 0)
-                self._preempt(victim, granted.pop(victim, 0), plan)
-                plan.preempted += 1
-            if request not in self._running:
-                blocked = True  # it gave up its own blocks; vLLM ends the round here
-                continue
-            if decoding:
-                batch.take(missing)
-            else:
-                self.pool.hold(request.holding, computed + tokens)
-            plan.budget -= tokens
-            granted[request] = tokens
-        for request, tokens in granted.items():
-            if request in self._prefilling:
-                # Only now is it certain that the chunk runs and its blocks will hold what their keys say.
-                self.pool.cache_full_blocks(request.holding, request.computed + tokens)
-                plan.chunks.append(Chunk(request, request.computed, tokens))
-        # A victim may have been left out before it was chosen.
-        plan.starved = [request for request in plan.starved if request in self._running]
-        plan.decodes = batch.count - len(plan.starved)
-        plan.kv_tokens = batch.kv_tokens - sum(self.context(request) for request in plan.starved)
-        if batch.spread is not None and not plan.starved:
-            plan.spread = batch.spread.at(batch.step, batch.count)
-        elif batch.spread is not None and plan.decodes:
-            contexts = [self.context(request) for request in self.decoding(plan)]
-            plan.spread = Spread(sum(context * context for context in contexts), max(contexts))
-        return plan
-
-    def _elsewhere(self, request: Request) -> bool:
-        """Whether it decodes in another batch, where an engine has several."""
-        return False
-
-    def _make_room(self, blocks: int) -> bool:
-        """Whether so many blocks are free once idle sessions have given up theirs."""
-        return self.retention is not None and self.retention.make_room(blocks)
-
-    def _preempt(self, request: Request, granted: int, plan: Plan) -> None:
-        """Free the blocks of a request; all its tokens so far become its prompt. `granted`: tokens of this step."""
-        if request not in self._ended:
-            plan.victims = [*plan.victims, request]
-        self._take_out(request, granted, plan)
-
-    def _take_out(self, request: Request, granted: int, saving: Plan | None = None) -> None:
-        """The same; what it has computed is saved for it, in the cache and in copies that go into the plan `saving`."""
-        request.preemptions += 1
-        del self._running[request]
-        if request in self._ended:
-            if not request.kept:
-                self.pool.release(request.holding)  # its last token comes all the same
-            return
-        if self._adapters is not None:
-            self._adapters.leaves(request)
-        computed = request.computed
-        if request in self._prefilling:
-            del self._prefilling[request]
-        else:
-            computed = self.context(request)
-            self._batch.stop(request, granted)
-        request.repeats_until = max(request.repeats_until, computed)
-        if saving is not None:
-            blocks = -(-computed // self._size)
-            if copy := self.swap.save(request, computed, blocks):
-                saving.swapped_out = [*saving.swapped_out, copy]
-        resumable = computed if self.config.enable_prefix_caching else 0
-        self.pool.release(request.holding, resumable_tokens=resumable)
-        request.target = request.prompt_tokens + request.generated
-        request.computed = 0
-        self._waiting.put_back(request)
-
     # Waiting requests.
 
     def _admit(self, plan: Plan, now: float) -> None:
@@ -415,6 +215,7 @@ class Scheduler:
             hit = self.pool.find(request.holding, request.prompt_tokens if request.remote else request.target)
             if request.remote:
                 if not self._take_blocks(request, hit, hit.tokens, request.prompt_tokens + request.generated):
+                    plan.blocked = BlockedHead(request.holding, hit) if hit.tokens else None
                     break
                 self.remote.expect(self._waiting.pop(), hit)
                 continue
@@ -427,6 +228,7 @@ class Scheduler:
             tokens = min(wanted, plan.budget)
             needed = request.target if config.scheduler_reserve_full_isl else start + tokens
             if not self._take_blocks(request, hit, start + tokens, needed):
+                plan.blocked = BlockedHead(request.holding, hit) if hit.tokens else None
                 break
             self._waiting.pop()
             self._admissions += 1

@@ -125,7 +125,7 @@ class Autoscaler:
         decision: Decision = self._policy.recommend(observation)
         if decision.replicas != before:
             self._busy_at = clock.now
-            detail = f"{self._policy.name}: {decision.reason}"
+            detail = f"{pool.name}: " * bool(pool.name) + f"{self._policy.name}: {decision.reason}"
             self._world.events.append(clock.now, -1, "scaled", amount=decision.replicas, detail=detail)
         for _ in range(decision.replicas - before):
             pool.grow()

@@ -30,6 +30,7 @@ class ColdStart:
         self._world = world
         self._pool = pool
         self._settings = settings
+        self._whose = f"{pool.name} " if pool.name else ""  # in the names of its links
         self.network = Network(world.clock)
         world.networks.append(self.network)
         self.nodes = Nodes(world.clock, settings.nodes, pool.kind.gpus, self._equip)
@@ -39,7 +40,7 @@ class ColdStart:
         self._asleep: deque[int] = deque()  # numbers of replicas whose engines sleep, the longest asleep first
         self._shared: Link | None = None
         if settings.weights is not None and settings.weights.source == "shared":
-            self._shared = self.network.link("shared weights", settings.weights.bandwidth)
+            self._shared = self.network.link(f"{self._whose}shared weights", settings.weights.bandwidth)
         for replica in pool.members:
             self.nodes.seat(replica.number)
             self._ready[replica.number] = None
@@ -184,7 +185,7 @@ class ColdStart:
     def _equip(self, node: Node) -> None:
         settings = self._settings
         if settings.image_bandwidth is not None:
-            node.pull = self.network.link(f"image pull of node {node.number}", settings.image_bandwidth)
+            node.pull = self.network.link(f"{self._whose}image pull of node {node.number}", settings.image_bandwidth)
         if settings.weights is not None and settings.weights.source != "shared":
             bandwidth = settings.weights.fallback_bandwidth or settings.weights.bandwidth
-            node.disk = self.network.link(f"weights of node {node.number}", bandwidth)
+            node.disk = self.network.link(f"{self._whose}weights of node {node.number}", bandwidth)

@@ -14,7 +14,7 @@ disaggregation, `max_local_prefill_length`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -25,8 +25,11 @@ from sim.fleet.disaggregation_settings import DisaggregationSettings
 from sim.fleet.network import Link, Network, Port, Transfer
 from sim.fleet.pool import Pool
 from sim.fleet.replica import Replica, ReplicaKind
-from sim.fleet.routing_settings import RoutingSettings
+from sim.fleet.service import Service
 from sim.fleet.world import FINISHED, REJECTED, OnEnd, World
+
+# Makes what stands before a pool, which it makes by the last argument.
+Serve = Callable[[World, OnEnd, Callable[[OnEnd], Pool]], Service]
 
 
 @dataclass(eq=False, slots=True)
@@ -46,6 +49,10 @@ class _Handover:
     missing: int = 0  # parts that have not come
 
 
+def _as_it_is(world: World, on_end: OnEnd, make: Callable[[OnEnd], Pool]) -> Service:
+    return make(on_end)
+
+
 class Disaggregation:
     """A `Service` of two pools."""
 
@@ -59,9 +66,10 @@ class Disaggregation:
         *,
         block_bytes: int,
         layers: int,
-        routing: RoutingSettings | None = None,
+        serve: Mapping[str, Serve] | None = None,
     ) -> None:
-        """`block_bytes`: of one KV block, all ranks; `layers` of the model; `routing` where a pool has none itself."""
+        """`block_bytes`: of one KV block, all ranks; `layers` of the model; `serve`, by the name of a pool, what brings
+        its replicas up and down."""
         self.network = Network(world.clock)
         world.networks.append(self.network)
         self._world = world
@@ -69,7 +77,6 @@ class Disaggregation:
         self._on_end = on_end
         self._block_bytes = block_bytes
         self._layers = layers
-        self._routing = routing
         self._ports: dict[int, Port] = {}  # by replica
         self._fabric: Sequence[Link] = ()
         if settings.fabric is not None:
@@ -78,14 +85,15 @@ class Disaggregation:
         self._under_way: dict[int, _Handover] = {}  # by request_id, until it decodes
         if settings.min_prompt and settings.min_prompt_counts == "uncached":
             world.leap = False  # prefix caches are looked at between steps, where a leap has not yet taken its blocks
+        serve = serve or {}
         # Prefill first: of equal instants the lower numbers come first, as prompts do.
-        self.prefill = self._pool("prefill", prefill, self._prefill_ended)
-        self.decode = self._pool("decode", decode, self._decode_ended)
+        self.prefill, self._prefill = self._pool("prefill", prefill, self._prefill_ended, serve)
+        self.decode, self._decode = self._pool("decode", decode, self._decode_ended, serve)
 
     def submit(self, request: Request) -> None:
         limit = self.decode.kind.engine.max_model_len
         if self._stays(request):
-            self.decode.submit(request)
+            self._decode.submit(request)
             return
         if limit is not None and request.prompt_tokens + request.output_tokens > limit:
             self._on_end(request, REJECTED)
@@ -102,19 +110,36 @@ class Disaggregation:
     def abort(self, request: Request) -> None:
         hand = self._under_way.get(request.request_id)
         if hand is None:
-            self.decode.abort(request)
+            self._decode.abort(request)
         else:
             self._drop(hand)
 
     def close(self, end: float) -> None:
-        self.prefill.close(end)
-        self.decode.close(end)
+        self._prefill.close(end)
+        self._decode.close(end)
 
-    def _pool(self, name: str, kind: ReplicaKind, on_end: OnEnd) -> Pool:
+    def _pool(self, name: str, kind: ReplicaKind, on_end: OnEnd, serve: Mapping[str, Serve]) -> tuple[Pool, Service]:
+        """A pool, and what stands before it."""
         own = self._settings.prefill if name == "prefill" else self._settings.decode
         kind = replace(kind, connect=partial(_Connector, self))
-        routing = own.routing or self._routing
-        return Pool(self._world, kind, on_end, replicas=own.replicas, router=own.router, routing=routing, name=name)
+        made: list[Pool] = []
+
+        def make(ended: OnEnd) -> Pool:
+            made.append(
+                Pool(
+                    self._world,
+                    kind,
+                    ended,
+                    replicas=own.replicas,
+                    router=own.router,
+                    routing=own.routing,
+                    name=name,
+                )
+            )
+            return made[0]
+
+        service = serve.get(name, _as_it_is)(self._world, on_end, make)
+        return made[0], service
 
     def _stays(self, request: Request) -> bool:
         settings = self._settings
@@ -129,7 +154,7 @@ class Disaggregation:
 
     def _send_to_prefill(self, hand: _Handover) -> None:
         hand.at_prefill = True
-        self.prefill.submit(hand.first)
+        self._prefill.submit(hand.first)
 
     def _send_to_decode(self, hand: _Handover) -> None:
         request = hand.request
@@ -139,7 +164,7 @@ class Disaggregation:
         else:
             request.target, request.generated = request.prompt_tokens - 1, 0
         hand.at_decode = True
-        self.decode.submit(request)
+        self._decode.submit(request)
 
     def _prefill_ended(self, first: Request, status: str) -> None:
         if status == FINISHED and first.kept:
@@ -165,9 +190,9 @@ class Disaggregation:
         for transfer in hand.parts:
             self.network.cancel(transfer)
         if hand.at_prefill:
-            self.prefill.abort(hand.first)
+            self._prefill.abort(hand.first)
         if hand.at_decode:
-            self.decode.abort(hand.request)
+            self._decode.abort(hand.request)
 
     # What replicas say.
 

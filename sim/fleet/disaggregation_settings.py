@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ground.assumption import Assumption
 from ground.spec import Spec
+from sim.fleet.autoscaling.planner import PlannerSettings
+from sim.fleet.autoscaling.predictive import PredictiveSettings
 from sim.fleet.link_settings import LinkSettings
 from sim.fleet.pool_settings import PoolSettings
 
@@ -35,6 +37,33 @@ class DisaggregationSettings(Spec):
         default="prompt",
         description="whether min_prompt counts the prompt, or what no decode replica has of it in its prefix cache",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _planners_know_their_pool(cls, given: Any) -> Any:
+        """A planner has the role of its pool."""
+        filled = dict(given) if isinstance(given, dict) else {}
+        for name in ("prefill", "decode"):
+            pool = filled.get(name)
+            if not isinstance(pool, dict):
+                continue
+            scaler = pool.get("autoscaler")
+            if isinstance(scaler, dict) and scaler.get("policy") == "planner":
+                filled[name] = pool | {"autoscaler": {"role": name, **scaler}}
+        return filled or given
+
+    @model_validator(mode="after")
+    def _policies_fit(self) -> DisaggregationSettings:
+        for name, pool in (("prefill", self.prefill), ("decode", self.decode)):
+            scaler = pool.autoscaler
+            if isinstance(scaler, PlannerSettings) and scaler.role != name:
+                raise ValueError(f"{name}.autoscaler.role is {scaler.role}; expected {name}")
+            if isinstance(scaler, PredictiveSettings) and scaler.capacity is None:
+                raise ValueError(
+                    f"{name}.autoscaler.policy is predictive and capacity is not given; expected the requests/s of one "
+                    "replica, since step times tell only those of one that computes prompts and decodes"
+                )
+        return self
 
     def assumptions(self, block_bytes: int) -> list[Assumption]:
         """`block_bytes`: of one KV block, all ranks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import log, sqrt
+from math import log, log1p, sqrt
 from typing import Annotated
 
 import numpy as np
@@ -20,7 +20,7 @@ class Lognormal(Spec):
     deviation: float = Field(ge=0, le=1e7)
 
     def draw(self, random: np.random.Generator) -> float:
-        variance = log(1 + (self.deviation / self.mean) ** 2)
+        variance = log1p((self.deviation / self.mean) ** 2)
         return float(random.lognormal(log(self.mean) - variance / 2, sqrt(variance)))
 
 

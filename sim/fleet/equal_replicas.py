@@ -39,7 +39,7 @@ def equal_replicas(
         UserError: a request that no engine could ever finish.
     """
     check_fit(requests, engine)
-    kind = ReplicaKind(engine, step_times, costs, weights)
+    kind = ReplicaKind(engine, step_times, lambda replica, events, _: costs(replica, events), weights)
     return Fleet(
         requests,
         lambda world, on_end: Pool(

@@ -113,6 +113,7 @@ class Pool:
             site=self._site,
             gpus=kind.gpus,
             gpu_hour_price=kind.gpu_hour_price,
+            kv_blocks=kind.kv_blocks,
             power=kind.power,
         )
         replica = Replica(world, number, kind, self._finished)
@@ -205,6 +206,7 @@ class Pool:
         replica.place = len(self.members)
         self.members.append(replica)
         self.load.come(replica.number)
+        replica.begin()
         self._world.replicas.ready(replica.number, self._world.clock.now)
 
     def _leave(self, replica: Replica) -> None:

@@ -19,7 +19,7 @@ from sim.results.energy import ReplicaPower
 from sim.results.recorder import EventRecorder
 
 
-def no_costs(replica: int, events: EventRecorder) -> StepCosts | None:
+def no_costs(replica: int, events: EventRecorder, begun: float = 0.0) -> StepCosts | None:
     return None
 
 
@@ -27,19 +27,21 @@ def no_costs(replica: int, events: EventRecorder) -> StepCosts | None:
 class ReplicaKind:
     """What all replicas of a pool are.
 
-    `costs` makes what a replica's steps take beyond `step_times`; `weights` the cache of models that stands before its
-    engine, where there is one. `gpu_hour_price` is of one of its `gpus`; None: not given. `power` is what it draws;
-    None: not known. `connect` makes what carries the KV blocks of a replica, where one computes prompts for another.
+    `costs` makes what a replica's steps take beyond `step_times`, and is told since when it is there; `weights` makes
+    the cache of models that stands before its engine, where there is one. `gpu_hour_price` is of one of its `gpus`;
+    None: not given. `power` is what it draws; None: not known. `connect` makes what carries the KV blocks of a replica,
+    where one computes prompts for another. `kv_blocks` are all that it has; None: it has no pool of them.
     """
 
     engine: EngineConfig
     step_times: StepTimes
-    costs: Callable[[int, EventRecorder], StepCosts | None] = no_costs
+    costs: Callable[[int, EventRecorder, float], StepCosts | None] = no_costs
     weights: Callable[[Clock, int, EventRecorder, Callable[[Request], None]], WeightCache] | None = None
     gpus: int = 1
     gpu_hour_price: float | None = None
     power: ReplicaPower | None = None
     connect: Callable[[Replica], KvConnector] | None = None
+    kv_blocks: int | None = None
 
 
 class Replica:
@@ -63,7 +65,7 @@ class Replica:
             world.steps,
             world.events,
             self._finished,
-            costs=kind.costs(number, world.events),
+            costs=kind.costs(number, world.events, world.clock.now),
             leap=world.leap,
         )
         self._cache: WeightCache | None = None
@@ -74,6 +76,11 @@ class Replica:
         if kind.connect is not None:
             self._connector = kind.connect(self)
             self.engine.scheduler.connect(self._connector)
+
+    def begin(self) -> None:
+        """It has started, and takes requests from now on."""
+        if self._cache is not None:
+            self._cache.begin()
 
     def submit(self, request: Request) -> None:
         self.outstanding[request.request_id] = request

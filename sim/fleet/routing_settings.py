@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any, Literal
+
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ground.spec import Spec
@@ -59,11 +61,10 @@ class ScorersSettings(Spec):
 
 class SessionAffinitySettings(Spec):
     points: PositiveInt = Field(default=160, le=10_000, description="places of each replica on the ring of hashes")
-    balance_factor: float | None = Field(
+    balance_factor: Annotated[float, Field(ge=1)] | Literal["unlimited"] = Field(
         default=1.25,
-        ge=1,
         description="a replica takes at most so many times the mean of outstanding requests, and the next one on the "
-        "ring what is more; without it any number",
+        "ring what is more",
     )
 
 
@@ -121,3 +122,10 @@ class RoutingSettings(Spec):
         if 0 < self.scrape_interval < 1e-3:
             raise ValueError(f"scrape_interval is {self.scrape_interval}; expected 0 or at least 0.001 seconds")
         return self
+
+
+def with_options_of(router: str, routing: Any) -> Any:
+    """What was given as `routing`, where the options of the router that is used are there with their defaults."""
+    if router in RoutingSettings.model_fields and isinstance(routing, dict) and routing.get(router) is None:
+        return {**routing, router: {}}
+    return routing

@@ -58,12 +58,13 @@ class SiteEstimate:
         step_times: AskedSteps,
         expected: ExpectedOutput,
         *,
-        replicas: int,
+        replicas: Callable[[], int],
         gpus: int,
         gpu_hour_price: float | None,
         capacity: int | None,
     ) -> None:
-        """`gpus` of a replica, each at a price."""
+        """`replicas` tells how many take requests; while none does it reckons with one, that will. `gpus` of a
+        replica, each at a price."""
         self.name = route.name
         self.rtt = route.rtt
         self.outstanding = 0
@@ -72,9 +73,9 @@ class SiteEstimate:
         self._times = step_times
         self._budget = config.max_num_batched_tokens
         self._expected = expected
-        self._replicas = replicas
-        self._seats = replicas * config.max_num_seqs
-        self._capacity = capacity or self._seats
+        self._ready = replicas
+        self._seats_of_one = config.max_num_seqs
+        self._capacity = capacity
         self._price = (gpu_hour_price or 0.0) * gpus / 3600
         self._ahead = 0.0  # seconds of prompts not yet computed, all replicas, when it was last looked at
         self._looked_at = 0.0
@@ -85,7 +86,15 @@ class SiteEstimate:
 
     @property
     def fill(self) -> float:
-        return self.outstanding / self._capacity
+        return self.outstanding / (self._capacity or self._seats)
+
+    @property
+    def _replicas(self) -> int:
+        return max(1, self._ready())
+
+    @property
+    def _seats(self) -> int:
+        return self._replicas * self._seats_of_one
 
     def latency(self, request: Request, task: Task) -> float:
         return (1.0 + self._late()) * self._uncorrected(request, task)
@@ -126,7 +135,7 @@ class SiteEstimate:
 
     def _running(self) -> int:
         """Requests of one replica, this one among them."""
-        return min(ceil((self.outstanding + 1) / self._replicas), self._seats // self._replicas)
+        return min(ceil((self.outstanding + 1) / self._replicas), self._seats_of_one)
 
     def _waiting_prompts(self) -> float:
         now = self._clock.now

@@ -102,10 +102,13 @@ class WeightCache:
         self._behind: list[_Wait] = []  # requests that wait for the end of all loads
         self._waiting: dict[Request, _Load | None] = {}  # all that wait → the load, None: behind
         self._stopped = False
-        for name in settings.preload:
+
+    def begin(self) -> None:
+        """Its host is ready: it holds what is preloaded, and sends it to others."""
+        for name in self._settings.preload:
             self._preload(name)
-        if peers is not None:
-            peers.join(self)
+        if self._peers is not None:
+            self._peers.join(self)
 
     def submit(self, request: Request) -> None:
         now = self._clock.now
@@ -354,12 +357,13 @@ class WeightCache:
         self._record(time, "weights_evicted", weights, why)
 
     def _preload(self, name: str) -> None:
-        weights = self._learn(name, self._models.version(name, 0.0))
-        weights.resident = True
+        now = self._clock.now
+        weights = self._learn(name, self._models.version(name, now))
+        weights.resident, weights.idle_since = True, now
         self._idle[weights] = None
         self._bytes += weights.size
         self._count += 1
-        self._record(0.0, "weights_loaded", weights, "preload", 0.0)
+        self._record(now, "weights_loaded", weights, "preload", 0.0)
 
     def _record(
         self,

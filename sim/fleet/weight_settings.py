@@ -62,7 +62,7 @@ class WeightCacheSettings(Spec):
         description="seconds until a model has a new version, which the next request for it loads",
     )
     preload: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
-        default=(), description="models that every host holds when the run begins"
+        default=(), description="models that every host holds from when it is ready"
     )
 
     @model_validator(mode="after")
@@ -134,7 +134,7 @@ class WeightCacheSettings(Spec):
             note = "of a host that sends weights to others, shared equally; they come from where they come faster"
             terms.append(term("peer_bandwidth", self.peer_bandwidth, "bytes/s", True, note))
         if self.preload:
-            note = "on every host when the run begins; the time to load them is not counted"
+            note = "on every host as soon as it is ready; the time to load them is not counted"
             terms.append(term("preload", len(self.preload), "models", True, note))
         for key, names in (("bytes_of", self.bytes_of), ("preload", self.preload)):
             if idle := [name for name in names if name not in asked_for]:

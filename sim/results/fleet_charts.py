@@ -38,7 +38,7 @@ def replicas_over_time(replicas: pl.DataFrame, requests: pl.DataFrame) -> Figure
     unit, size = time_unit(end)
     groups = replicas.group_by("pool", "site", maintain_order=True)
     for index, ((pool, site), rows) in enumerate(groups):
-        name = " ".join(str(part) for part in (pool, site) if part)
+        name = " ".join(str(part) for part in dict.fromkeys((pool, site)) if part)  # a site's pool has its name
         for since, style, what in (("requested", "dot", "paid for"), ("ready", "solid", "ready")):
             time, count = _count(rows[since], rows["ended"], end)
             figure.add_scatter(

@@ -16,6 +16,7 @@ class _Row:
     site: str | None
     gpus: int
     gpu_hour_price: float | None
+    kv_blocks: int | None
     requested: float
     ready: float | None = None
     ended: float | None = None
@@ -35,11 +36,12 @@ class ReplicaRecorder:
         site: str | None,
         gpus: int,
         gpu_hour_price: float | None,
+        kv_blocks: int | None = None,
         power: ReplicaPower | None = None,
     ) -> int:
         """A replica was asked for; returns its number, which no other replica ever has."""
         self.powers.append(power)
-        self._rows.append(_Row(pool, site, gpus, gpu_hour_price, time))
+        self._rows.append(_Row(pool, site, gpus, gpu_hour_price, kv_blocks, time))
         return len(self._rows) - 1
 
     def ready(self, replica: int, time: float) -> None:

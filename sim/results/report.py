@@ -71,6 +71,8 @@ def write_report(run: Run, path: Path) -> None:
     page.table(["metric", "value"], [[METRICS[name].label, metric_text(name, numbers[name])] for name in rest])
     if rows := _pool_rows(run.metrics):
         page.table(["", "cost", "energy"], rows, "Each pool's and site's part.")
+    if classes := run.metrics.get("placement", {}).get("classes"):
+        page.table(*_class_table(classes))
     if busy := run.metrics["busy"]["replicas"]:
         page.table(["replica", "busy"], [[replica, share(value)] for replica, value in busy.items()])
 
@@ -124,15 +126,35 @@ def _cost_tiles(numbers: dict[str, float | None]) -> list[tuple[str, str, Tone]]
 
 
 def _pool_rows(metrics: dict[str, Any]) -> list[list[str]]:
-    """One row a pool and one a site, where there are several."""
+    """One row a pool, or where they are far apart a site, if there are several."""
     cost, energy = metrics["cost"], metrics.get("energy", {})
     rows = []
-    for kind in ("pools", "sites"):
+    kinds = {kind: list({**cost.get(kind, {}), **energy.get(kind, {})}) for kind in ("sites", "pools")}
+    for kind, names in kinds.items():
+        if kind == "pools" and set(names) == set(kinds["sites"]):
+            continue
         costs, drawn = cost.get(kind, {}), energy.get(kind, {})
-        names = list({**costs, **drawn})
         if len(names) > 1:
             rows += [[f"{kind[:-1]} {name}", digits(costs.get(name)), joules(drawn.get(name))] for name in names]
     return rows
+
+
+def _class_table(classes: dict[str, Any]) -> tuple[list[str], list[list[str]], str]:
+    """Header, rows and what they are: of each class of requests how it fared where it was placed."""
+    rows = [
+        [
+            name,
+            digits(own["requests"]),
+            share(own["deadline_hit_rate"]),
+            seconds(own["e2e"]["p50"]),
+            seconds(own["e2e"]["p99"]),
+            ", ".join(f"{site} {digits(count)}" for site, count in own["sites"].items()),
+            digits(own["cost"]),
+        ]
+        for name, own in classes.items()
+    ]
+    header = ["class", "requests", "deadlines kept", "E2E p50", "E2E p99", "at", "cost"]
+    return header, rows, "Each class of requests; a site's cost is shared by tokens."
 
 
 def _tile(numbers: dict[str, float | None], name: str, tone: Tone = "plain") -> tuple[str, str, Tone]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ def compute(
     replicas: pl.DataFrame,
     events: pl.DataFrame,
     *,
-    initial: int,
+    initial: Mapping[str, int],
     asleep_price: float | None = None,
 ) -> dict[str, Any]:
     """All from the first arrival to the last finish; null where nothing arrived or finished.
@@ -25,9 +25,9 @@ def compute(
     `replicas`: mean, max and min of those that were ready and had not ended, over time. `asked`: the mean of those that
     were asked for and had not ended. `gpu_hours`: of these. `asleep_gpu_hours`: of engines that slept, and their cost
     at `asleep_price` a GPU-hour, beside that of the replicas; null without a price. `ups`, `downs`: decisions that
-    changed the number asked for, which was `initial` at first. `starts`: replicas that became ready after they were
-    asked for; `start`: the mean seconds of that. `under_provisioned`: share of the time in which somebody waited for
-    want of a replica, or was left out of a step that began after he had come.
+    changed the number that a pool was asked for, which was `initial` at first, by the pool's name. `starts`: replicas
+    that became ready after they were asked for; `start`: the mean seconds of that. `under_provisioned`: share of the
+    time in which somebody waited for want of a replica, or was left out of a step that began after he had come.
 
     Args:
         requests, steps, replicas, events: tables with the columns of `sim.results.tables`.
@@ -43,7 +43,7 @@ def compute(
     waited = np.concatenate([_held(requests, replicas, end), _left_waiting(requests, steps)])
     asleep = _asleep_gpu_seconds(events, begin, end) / 3600
     started = replicas.filter(pl.col("ready") > pl.col("requested"))
-    changes = np.diff([initial, *events.filter(pl.col("kind") == "scaled")["amount"].to_list()])
+    changes = np.concatenate([np.diff([count, *_asked_for(events, name)]) for name, count in initial.items()])
     return {
         "replicas": {
             "mean": float((np.diff(times) * counts).sum()) / duration if duration else None,
@@ -60,6 +60,12 @@ def compute(
         "start": _mean(started["ready"] - started["requested"]),
         "under_provisioned": _length(np.clip(waited, begin, end)) / duration if duration else None,
     }
+
+
+def _asked_for(events: pl.DataFrame, pool: str) -> list[int]:
+    """The replicas that each decision for a pool asked for."""
+    decided = (pl.col("kind") == "scaled") & pl.col("detail").str.starts_with(f"{pool}: " if pool else "")
+    return events.filter(decided)["amount"].to_list()
 
 
 def _between(replicas: pl.DataFrame, since: str, begin: float, end: float) -> Spans:

@@ -77,7 +77,7 @@ EVENT_KINDS: dict[str, tuple[str, str]] = {
     "cold_start": ("bytes", "a part of a replica's start took so many seconds"),
     "asleep": ("gpus", "an engine fell asleep instead of being given back; replica -1: it slept when the run began"),
     "slowed": ("steps", "a slow node's steps took so many seconds longer; without seconds: from now on"),
-    "crashed": ("requests", "a replica crashed, with so many requests; the detail is what became of them"),
+    "crashed": ("requests", "a replica crashed, with so many requests"),
     "restarted": ("replicas", "a replica was asked for in place of one that had crashed"),
     "link_degraded": ("percent", "a link has that share of its bandwidth from now on; replica is -1"),
     "retried": ("attempts", "a request was sent again, so many seconds after its last attempt; the detail is why"),
@@ -120,6 +120,7 @@ REPLICAS: dict[str, pl.DataType] = {
     "site": pl.String(),  # null where all are in one place
     "gpus": pl.Int32(),
     "gpu_hour_price": pl.Float64(),  # of one of them
+    "kv_blocks": pl.Int64(),  # of its pool; null: it has none
     "requested": pl.Float64(),  # since when its GPUs are paid for
     "ready": pl.Float64(),  # since when it takes requests; null: it never did
     "ended": pl.Float64(),  # null: it was there when the run ended

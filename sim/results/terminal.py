@@ -12,16 +12,19 @@ from rich.table import Column, Table
 
 from sim.results.display import metric_text
 from sim.results.folder import read_run
-from sim.results.metric_names import describe, flatten
+from sim.results.metric_names import STATUSES, describe, flatten
 
 
 def print_metrics(metrics: dict[str, Any]) -> None:
     """The metrics of a run that most people ask for first."""
     numbers = flatten(metrics)
+    lost = [f"requests.{status}" for status in STATUSES if status not in ("finished", "rejected")]
+    lost = [name for name in lost if numbers[name]]
     shown = (
-        "requests.finished", "requests.rejected", "ttft.p50", "ttft.p99", "tpot.p50", "tpot.p99", "e2e.p50", "e2e.p99",
-        "throughput.requests", "throughput.output_tokens", "slo.attainment", "slo.met", "goodput.requests", "kv.peak",
-        "prefix_hit_rate", "preemptions", "gpu_seconds", "cost.total", "cost.per_million_output_tokens",
+        "requests.finished", "requests.rejected", *lost, "ttft.p50", "ttft.p99", "tpot.p50", "tpot.p99", "e2e.p50",
+        "e2e.p99", "throughput.requests", "throughput.output_tokens", "slo.attainment", "slo.met", "goodput.requests",
+        "kv.peak", "prefix_hit_rate", "preemptions", "gpu_seconds", "cost.total", "cost.per_million_output_tokens",
+        "energy.joules_per_output_token", "placement.deadline_hit_rate",
     )  # fmt: skip
     table = Table("metric", "value", box=None, header_style="bold")
     table.columns[1].justify = "right"

@@ -10,13 +10,14 @@ import polars as pl
 from calibrate.model import load_model
 from ground.assumption import Assumption
 from ground.errors import UserError
-from sim.fleet.disaggregation import Disaggregation
+from sim.fleet.disaggregation import Disaggregation, Serve
 from sim.fleet.service import Service
 from sim.fleet.world import OnEnd, World
 from sim.study.deployment import deploy
-from sim.study.pool_parts import PoolParts
+from sim.study.pool_parts import PoolParts, kv_blocks_of
 from sim.study.pool_scenario import of_pool, pool_scenario
 from sim.study.pools import pools_of
+from sim.study.scaling import Scaling
 from sim.study.scenario import EngineSettings, Scenario
 from traces.table import Trace
 
@@ -34,12 +35,15 @@ def disaggregated(scenario: Scenario, trace: Trace) -> Parts:
     # The prefill pool computes prompts and one token of each.
     prompts = replace(trace, requests=trace.requests.with_columns(output_tokens=pl.lit(1, pl.Int64)))
     pools = []
+    serve: dict[str, Serve] = {}
     assumptions: list[Assumption] = []
     for key, own, arriving in zip(*_keys_and_settings(scenario), (prompts, trace), strict=True):
         _check_engine(key, own.engine)
         parts = PoolParts(own, arriving, own.engine, deploy(own), gpu_hour_price=own.gpu_hour_price)
         pools.append(parts)
-        assumptions += of_pool(key, list(parts.assumptions))
+        scaling = Scaling(own, own.engine, parts.deployment, key)
+        serve[key.rpartition(".")[2]] = scaling.serve
+        assumptions += of_pool(key, [*parts.assumptions, *scaling.assumptions])
     prefill, decode = (parts.kind for parts in pools)
     sizes = prefill.engine.block_size, decode.engine.block_size
     if sizes[0] != sizes[1]:
@@ -60,12 +64,10 @@ def disaggregated(scenario: Scenario, trace: Trace) -> Parts:
             on_end,
             block_bytes=block_bytes,
             layers=model.layers,
-            routing=scenario.fleet.routing,
+            serve=serve,
         )
 
-    replicas = settings.prefill.replicas, settings.decode.replicas
-    blocks = sum((parts.kv_blocks or 0) * count for parts, count in zip(pools, replicas, strict=True))
-    return make, pools, blocks, assumptions
+    return make, pools, kv_blocks_of(pools, (settings.prefill, settings.decode)), assumptions
 
 
 def _keys_and_settings(scenario: Scenario) -> tuple[list[str], list[Scenario]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import cache
 
 import polars as pl
 
 from calibrate.latency import StepLatency
+from ground.assumption import Assumption
 from sim.fleet.hop import Hop
 from sim.fleet.network import Network
 from sim.fleet.placement import PLACEMENTS
@@ -21,9 +23,10 @@ from sim.fleet.world import OnEnd, World
 from sim.study.asked_times import AskedTimes
 from sim.study.deployment import deploy
 from sim.study.disaggregated import Parts
-from sim.study.pool_parts import PoolParts
+from sim.study.pool_parts import PoolParts, kv_blocks_of
 from sim.study.pool_scenario import of_pool, pool_scenario
 from sim.study.pools import pools_of
+from sim.study.scaling import Scaling
 from sim.study.scenario import Scenario
 from traces.table import Trace
 
@@ -56,8 +59,13 @@ def placed(scenario: Scenario, trace: Trace) -> Parts:
     pools = [
         PoolParts(own, trace, own.engine, deploy(own), gpu_hour_price=own.gpu_hour_price) for own in scenarios.values()
     ]
-    named = zip(keys, pools, strict=True)
-    assumptions = [assumption for key, parts in named for assumption in of_pool(key, list(parts.assumptions))]
+    scalings = [
+        Scaling(own, own.engine, parts.deployment, key)
+        for (key, own), parts in zip(scenarios.items(), pools, strict=True)
+    ]
+    assumptions: list[Assumption] = []
+    for key, parts, scaling in zip(keys, pools, scalings, strict=True):
+        assumptions += of_pool(key, [*parts.assumptions, *scaling.assumptions])
     assumptions += placement.assumptions()
     extra = {name: each.request_bytes for name, each in placement.classes.items()}
     payload = Payload(
@@ -75,23 +83,36 @@ def placed(scenario: Scenario, trace: Trace) -> Parts:
         expected = ExpectedOutput(lambda name: placement.classes.get(name or "", _UNKNOWN).expected_output)
         estimates: list[SiteEstimate] = []
         hops: list[Callable[[OnEnd], Hop]] = []
-        for (name, site), parts in zip(fleet.sites.items(), pools, strict=True):
+        for (name, site), parts, scaling in zip(fleet.sites.items(), pools, scalings, strict=True):
             route = WideArea(world.clock, network, name, payload, rtt=site.rtt, up=site.up, down=site.down)
             times = parts.deployment.step_times
-            estimates.append(_estimate(world, route, site, parts, times, expected))
-            hops.append(_hop(world, scenario, name, site, parts, route))
+            members = _members(world, name)
+            estimates.append(_estimate(world, route, site, parts, times, expected, members))
+            hops.append(_hop(world, scenario, name, site, parts, route, scaling))
         policy = PLACEMENTS[placement.policy](PlacementSetting(placement.threshold, placement.margin, placement.prefer))
         return Sites(policy, estimates, hops, tasks, expected, on_end)
 
-    blocks: Sequence[int | None] = [
-        None if parts.kv_blocks is None else parts.kv_blocks * site.replicas
-        for parts, site in zip(pools, fleet.sites.values(), strict=True)
-    ]
-    return make, pools, None if None in blocks else sum(filter(None, blocks)), assumptions
+    return make, pools, kv_blocks_of(pools, fleet.sites.values()), assumptions
+
+
+def _members(world: World, name: str) -> Callable[[], int]:
+    """Tells how many replicas of the pool of a site take requests; the pool itself is not there yet."""
+
+    @cache
+    def pool() -> Pool:
+        return next(pool for pool in world.pools if pool.name == name)
+
+    return lambda: len(pool().members)
 
 
 def _estimate(
-    world: World, route: WideArea, site: SiteSettings, parts: PoolParts, times: StepLatency, expected: ExpectedOutput
+    world: World,
+    route: WideArea,
+    site: SiteSettings,
+    parts: PoolParts,
+    times: StepLatency,
+    expected: ExpectedOutput,
+    replicas: Callable[[], int],
 ) -> SiteEstimate:
     return SiteEstimate(
         world.clock,
@@ -99,7 +120,7 @@ def _estimate(
         parts.deployment.config,
         AskedTimes(times),
         expected,
-        replicas=site.replicas,
+        replicas=replicas,
         gpus=parts.kind.gpus,
         gpu_hour_price=parts.kind.gpu_hour_price,
         capacity=site.capacity,
@@ -107,7 +128,13 @@ def _estimate(
 
 
 def _hop(
-    world: World, scenario: Scenario, name: str, site: SiteSettings, parts: PoolParts, route: WideArea
+    world: World,
+    scenario: Scenario,
+    name: str,
+    site: SiteSettings,
+    parts: PoolParts,
+    route: WideArea,
+    scaling: Scaling,
 ) -> Callable[[OnEnd], Hop]:
     def pool(on_end: OnEnd) -> Pool:
         return Pool(
@@ -116,10 +143,10 @@ def _hop(
             on_end,
             replicas=site.replicas,
             router=site.router,
-            routing=site.routing or scenario.fleet.routing,
+            routing=site.routing,
             admission=scenario.fleet.admission,
             name=name,
             site=name,
         )
 
-    return lambda on_end: Hop(world, route, pool, on_end)
+    return lambda on_end: Hop(world, route, lambda ended: scaling.serve(world, ended, pool), on_end)

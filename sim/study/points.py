@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from ground.errors import UserError
-from ground.folder import new_folder
 from sim.results.metric_names import flatten
 from sim.study.scenario import scenario_of
 from sim.study.simulate import simulate
@@ -59,23 +58,6 @@ def run_point(scenario: dict[str, Any], index: int, setting: dict[str, Any]) -> 
     except Exception as error:  # one bad point must not end all; what went wrong is kept with it
         return {"point": index, "status": "failed", "error": f"{type(error).__name__}: {error}", "metrics": {}}
     return {"point": index, "status": "ok", "error": None, "metrics": flatten(run.metrics)}
-
-
-def open_folder(folder: Path, name: str, text: str) -> None:
-    """Make `folder` the one whose file `name` says `text`, unless it is already.
-
-    Raises:
-        UserError: it holds something else, or was made for another text; or it cannot be written.
-    """
-    path = folder / name
-    if path.is_file():
-        if path.read_text(encoding="utf-8") != text:
-            raise UserError(f"{folder}: holds another {path.stem}; choose another folder for this one")
-        return
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder}: holds something else; expected a new folder, or that of this {path.stem}")
-    with new_folder(folder) as partial:
-        (partial / name).write_text(text, encoding="utf-8")
 
 
 def _run(

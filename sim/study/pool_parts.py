@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import polars as pl
 
 from calibrate.power_law import power_law
 from ground.assumption import Assumption
 from sim.fleet.fit import check_fit
+from sim.fleet.pool_settings import PoolSettings
 from sim.fleet.replica import ReplicaKind
 from sim.results.energy import ReplicaPower
 from sim.study.deployment import Deployment
 from sim.study.engine_memory import check_contexts, has_pool
 from sim.study.host_weights import HostWeights
-from sim.study.scenario import EngineSettings, Scenario
+from sim.study.scenario import EngineSettings, FleetSettings, Scenario
 from sim.study.step_sources import StepSources
 from traces.table import Trace
 
@@ -43,6 +44,8 @@ class PoolParts:
             settings, deployment.config, deployment.step_times, deployment.memory, deployment.shapes
         )
         power = power_law(deployment.step_times.profile)
+        # KV blocks of one replica; None where it has no pool of them.
+        self.kv_blocks = deployment.config.kv_blocks * settings.data_parallel if has_pool(settings) else None
         self.kind = ReplicaKind(
             deployment.config,
             deployment.step_times,
@@ -51,9 +54,8 @@ class PoolParts:
             settings.gpus,
             gpu_hour_price,
             None if power is None else ReplicaPower(power, settings.gpus, settings.data_parallel),
+            kv_blocks=self.kv_blocks,
         )
-        # KV blocks of one replica; None where it has no pool of them.
-        self.kv_blocks = deployment.config.kv_blocks * settings.data_parallel if has_pool(settings) else None
         self.assumptions: Sequence[Assumption] = [
             *deployment.assumptions,
             *(() if hosted is None else hosted.assumptions),
@@ -80,3 +82,13 @@ def memory_of(pools: Sequence[PoolParts]) -> pl.DataFrame | None:
     """After the run: the memory of all devices over time, where it was modelled."""
     tables = [table for pool in pools if (table := pool.sources.memory_table()) is not None]
     return pl.concat(tables).sort("time", "replica", maintain_order=True) if tables else None
+
+
+def kv_blocks_of(pools: Sequence[PoolParts], settings: Iterable[FleetSettings | PoolSettings]) -> int | None:
+    """Of the whole fleet; None where a pool has none, or their number changes with its replicas."""
+    total = 0
+    for parts, own in zip(pools, settings, strict=True):
+        if parts.kv_blocks is None or own.autoscaler is not None:
+            return None
+        total += parts.kv_blocks * own.replicas
+    return total

@@ -30,12 +30,13 @@ def pool_scenario(scenario: Scenario, key: str, pool: PoolSettings) -> Scenario:
     for name in ("profile", "gpu_hour_price", "model"):
         if (value := getattr(pool, name, None)) is not None:
             changed[name] = value
-    return scenario.model_copy(update=changed)
+    fleet = {name: getattr(pool, name) for name in ("replicas", "autoscaler", "cold_start")}
+    return scenario.model_copy(update={**changed, "fleet": scenario.fleet.model_copy(update=fleet)})
 
 
 def of_pool(key: str, assumptions: list[Assumption]) -> list[Assumption]:
     """The assumptions of a pool, each named by where it is."""
-    return [replace(assumption, name=f"{key}.{assumption.name}") for assumption in assumptions]
+    return [replace(assumption, name=f"{key}.{assumption.name.removeprefix('fleet.')}") for assumption in assumptions]
 
 
 def step_times_of(scenario: Scenario) -> StepLatency | dict[str, StepLatency]:

@@ -5,12 +5,14 @@ A new one is a function here and its line in `REMEDIES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sim.engine.allocator.caching_settings import CachingSettings
-from sim.study.scenario import Scenario
+from sim.fleet.pool_settings import PoolSettings
+from sim.study.pools import pools_of
+from sim.study.scenario import FleetSettings, Scenario
 
 Settings = dict[str, Any]  # dotted keys of a scenario
 
@@ -148,18 +150,39 @@ def _forget_sessions(scenario: Scenario) -> Settings:
     return _if(grows, {"engine.host_work.forget_after": 600.0})
 
 
-def _prefix_aware(scenario: Scenario) -> Settings:
-    fleet = scenario.fleet
-    return _if(fleet.replicas > 1 and fleet.router != "prefix_aware", {"fleet.router": "prefix_aware"})
+def _pools(scenario: Scenario) -> Mapping[str, FleetSettings | PoolSettings]:
+    """Key → what is set there."""
+    return pools_of(scenario.fleet) or {"fleet": scenario.fleet}
 
 
-def _least_outstanding(scenario: Scenario) -> Settings:
-    fleet = scenario.fleet
-    return _if(fleet.replicas > 1 and fleet.router != "least_outstanding", {"fleet.router": "least_outstanding"})
+def _routed_by(router: str) -> Callable[[Scenario], Settings]:
+    """In every pool that has replicas to choose from."""
+
+    def settings(scenario: Scenario) -> Settings:
+        chooses = {
+            key: pool for key, pool in _pools(scenario).items() if pool.replicas > 1 or pool.autoscaler is not None
+        }
+        return {f"{key}.router": router for key, pool in chooses.items() if pool.router != router}
+
+    return settings
+
+
+def _another(where: str) -> Callable[[Scenario], Settings]:
+    """One more replica in each pool whose key begins so. Where an autoscaler decides how many there are it is none."""
+
+    def settings(scenario: Scenario) -> Settings:
+        own = {
+            key: pool
+            for key, pool in _pools(scenario).items()
+            if f"{key}.".startswith(where) and pool.autoscaler is None
+        }
+        return {f"{key}.replicas": pool.replicas + 1 for key, pool in own.items()}
+
+    return settings
 
 
 def _another_replica(scenario: Scenario) -> Settings:
-    return {"fleet.replicas": scenario.fleet.replicas + 1}
+    return {} if pools_of(scenario.fleet) else _another("fleet.")(scenario)
 
 
 def _longer_model_ttl(scenario: Scenario) -> Settings:
@@ -204,12 +227,17 @@ REMEDIES: tuple[Remedy, ...] = (
     Remedy("stop the leak", "free what each request and each minute leaves behind for good", _no_leak),
     Remedy("bounded cache", "keep what is retained of the last 1,000 requests only", _bound_what_is_retained),
     Remedy("forget sessions", "drop the host's state of sessions idle for 10 minutes", _forget_sessions),
-    Remedy("prefix-aware router", "send a request where its prefix is cached", _prefix_aware),
-    Remedy("least-outstanding router", "send a request where the fewest wait", _least_outstanding),
+    Remedy("prefix-aware router", "send a request where its prefix is cached", _routed_by("prefix_aware")),
+    Remedy("least-outstanding router", "send a request where the fewest wait", _routed_by("least_outstanding")),
     Remedy("longer model TTL", "keep weights for 30 idle minutes", _longer_model_ttl),
     Remedy("larger weight cache", "twice the memory for weights", _larger_model_cache),
     Remedy("single flight", "concurrent misses of a model wait for one load", _single_flight),
     Remedy("another replica", "one more engine, at its price", _another_replica),
+    Remedy(
+        "another prefill replica", "one more engine that computes prompts", _another("fleet.disaggregation.prefill.")
+    ),
+    Remedy("another decode replica", "one more engine that decodes", _another("fleet.disaggregation.decode.")),
+    Remedy("another replica a site", "one more engine at each site", _another("fleet.sites.")),
 )
 
 

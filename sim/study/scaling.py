@@ -25,28 +25,32 @@ from sim.fleet.world import OnEnd, World
 from sim.study.asked_times import AskedTimes
 from sim.study.deployment import Deployment
 from sim.study.load_series import load_series
+from sim.study.pools import scaled
 from sim.study.scenario import EngineSettings, Scenario
 
 
 class Scaling:
     """Of one pool; `assumptions` are those that its settings lead to."""
 
-    def __init__(self, scenario: Scenario, settings: EngineSettings, deployment: Deployment) -> None:
-        """Raises UserError: what the policy or the nodes need is not what the engine is."""
+    def __init__(
+        self, scenario: Scenario, settings: EngineSettings, deployment: Deployment, key: str = "fleet"
+    ) -> None:
+        """`key` is where the pool is set. Raises UserError: what the policy or the nodes need is not what the engine
+        is."""
         self._scenario = scenario
         self._deployment = deployment
         self._cold: ColdStartSettings | None = None
         self.assumptions: list[Assumption] = []
         fleet, scaler = scenario.fleet, scenario.fleet.autoscaler
         if fleet.cold_start is not None:
-            self._cold, self.assumptions = _resolved(fleet.cold_start, settings, deployment, fleet.replicas)
+            self._cold, self.assumptions = _resolved(fleet.cold_start, settings, deployment, fleet.replicas, key)
         if scaler is None:
             return
         asks = isinstance(scaler, PlannerSettings) or (isinstance(scaler, PredictiveSettings) and not scaler.capacity)
         for name in ("data_parallel", "pipeline_parallel"):
             if asks and getattr(settings, name) > 1:
                 raise UserError(
-                    f"fleet.autoscaler.policy is {scaler.policy} and engine.{name} is {getattr(settings, name)}; "
+                    f"{key}.autoscaler.policy is {scaler.policy} and engine.{name} is {getattr(settings, name)}; "
                     "expected 1, since it plans with one step after the other of one engine"
                 )
         if asks:
@@ -81,20 +85,23 @@ class Scaling:
 
 
 def asleep_price(scenario: Scenario) -> float | None:
-    """Of one GPU for an hour while its engine sleeps; None where none does, or nobody said what a GPU costs."""
-    cold = scenario.fleet.cold_start
-    if cold is None or cold.sleep is None or scenario.gpu_hour_price is None:
-        return None
-    return cold.sleep.share * scenario.gpu_hour_price
+    """Of one GPU for an hour while its engine sleeps; None where none does, nobody said what a GPU costs, or pools
+    differ in it."""
+    prices = set()
+    for pool in scaled(scenario.fleet).values():
+        if pool.cold_start is not None and pool.cold_start.sleep is not None:
+            price = getattr(pool, "gpu_hour_price", None) or scenario.gpu_hour_price
+            prices.add(None if price is None else pool.cold_start.sleep.share * price)
+    return prices.pop() if len(prices) == 1 else None
 
 
 def _resolved(
-    given: ColdStartSettings, settings: EngineSettings, deployment: Deployment, replicas: int
+    given: ColdStartSettings, settings: EngineSettings, deployment: Deployment, replicas: int, key: str
 ) -> tuple[ColdStartSettings, list[Assumption]]:
     times, nodes = deployment.step_times, given.nodes
     if nodes is not None and nodes.gpus < settings.gpus:
         raise UserError(
-            f"fleet.cold_start.nodes.gpus is {nodes.gpus} and a replica has {settings.gpus}; "
+            f"{key}.cold_start.nodes.gpus is {nodes.gpus} and a replica has {settings.gpus}; "
             "expected a node that has room for one"
         )
     asleep = 0 if given.sleep is None else given.sleep.ready
@@ -102,7 +109,7 @@ def _resolved(
         room = nodes.max * (nodes.gpus // settings.gpus)
         if room < replicas + asleep:
             raise UserError(
-                f"fleet.cold_start.nodes.max is {nodes.max}, with room for {room} replicas; "
+                f"{key}.cold_start.nodes.max is {nodes.max}, with room for {room} replicas; "
                 f"expected room for the {replicas + asleep} that are there when the run begins"
             )
     # An engine that builds shapes as it meets them captures none when it starts.

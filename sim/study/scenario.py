@@ -27,10 +27,10 @@ from sim.fleet.link_settings import LinkSettings
 from sim.fleet.mesh_settings import MeshSettings
 from sim.fleet.placement_settings import PlacementSettings, SiteSettings
 from sim.fleet.routers import ROUTERS
-from sim.fleet.routing_settings import RoutingSettings
+from sim.fleet.routing_settings import RoutingSettings, with_options_of
 from sim.fleet.weight_settings import WeightCacheSettings
 from sim.results.slo import Slo
-from sim.study.pools import check_pools, pools_of
+from sim.study.pools import check_pools, pools_of, scaled, spell_out_routing
 from traces.source import TraceSource
 
 _PATHS = (
@@ -38,12 +38,15 @@ _PATHS = (
     "trace.synth.lengths.resample.file",
     "profile",
     "model",
-    "fleet.disaggregation.prefill.profile",
-    "fleet.disaggregation.decode.profile",
     "fleet.autoscaler.history.file",
     "fleet.autoscaler.history.synth.lengths.resample.file",
 )
-_OF_A_SITE = ("profile", "model")
+_OF_A_POOL = (
+    "profile",
+    "model",
+    "autoscaler.history.file",
+    "autoscaler.history.synth.lengths.resample.file",
+)
 
 
 class EngineSettings(EngineLimits):
@@ -140,6 +143,12 @@ class EngineSettings(EngineLimits):
         return self
 
     @model_validator(mode="after")
+    def _blocks_are_of_a_pool(self) -> EngineSettings:
+        if not self.kv_cache and self.kv_blocks is not None:
+            raise ValueError(f"kv_cache is false and kv_blocks is {self.kv_blocks}; expected none, as for no pool")
+        return self
+
+    @model_validator(mode="after")
     def _costs_fit(self) -> EngineSettings:
         for name in ("host_work", "memory", "shapes"):
             if getattr(self, name) is not None and self.data_parallel > 1:
@@ -202,10 +211,10 @@ class FleetSettings(Spec):
         failures = self.failures
         if failures is None or not failures.crashes or not failures.restarts:
             return self
-        if failures.restart_seconds is None and self.cold_start is None:
+        if failures.restart_seconds is None and any(pool.cold_start is None for pool in scaled(self).values()):
             raise ValueError(
-                "failures crash replicas, and neither failures.restart_seconds nor cold_start is given; expected "
-                "one of them, or failures.restarts false"
+                "failures crash replicas, and neither failures.restart_seconds nor cold_start (of each pool) is given; "
+                "expected one of them, or failures.restarts false"
             )
         return self
 
@@ -218,15 +227,13 @@ class FleetSettings(Spec):
     @model_validator(mode="before")
     @classmethod
     def _spell_out_router(cls, given: Any) -> Any:
-        """The options of the router that is used are there, with their defaults."""
+        """The options of the routers that are used are there, with their defaults."""
         if not isinstance(given, dict):
             return given
-        router, routing = given.get("router", "round_robin"), given.get("routing", {})
+        router = given.get("router", "round_robin")
         if not isinstance(router, str) or router not in ROUTERS:
             raise ValueError(f"unknown router {router!r}, expected one of {', '.join(ROUTERS)}")
-        if router in RoutingSettings.model_fields and isinstance(routing, dict) and routing.get(router) is None:
-            return {**given, "routing": {**routing, router: {}}}
-        return given
+        return spell_out_routing({**given, "routing": with_options_of(router, given.get("routing", {}))})
 
 
 class Scenario(Spec):
@@ -289,8 +296,10 @@ def override(data: dict[str, Any], overrides: dict[str, Any], source: str) -> di
 
 def with_absolute_paths(data: dict[str, Any], base_dir: Path) -> dict[str, Any]:
     """A copy of `data` whose paths no longer depend on where it is read."""
-    sites = lookup(data, "fleet.sites")
-    own = [f"fleet.sites.{name}.{key}" for name in (sites if isinstance(sites, dict) else ()) for key in _OF_A_SITE]
+    own = []
+    for several in ("fleet.disaggregation", "fleet.sites"):
+        pools = lookup(data, several)
+        own += [f"{several}.{name}.{key}" for name in (pools if isinstance(pools, dict) else ()) for key in _OF_A_POOL]
     found = {key: lookup(data, key) for key in (*_PATHS, *own)}
     absolute = {key: absolute_path(key, value, base_dir) for key, value in found.items() if value is not None}
     return override(data, absolute, "")
@@ -298,8 +307,9 @@ def with_absolute_paths(data: dict[str, Any], base_dir: Path) -> dict[str, Any]:
 
 def absolute_path(key: str, value: Any, base_dir: Path) -> Any:
     """The value of a dotted key; where it is a relative path, as an absolute one that starts at `base_dir`."""
-    of_a_site = key.startswith("fleet.sites.") and key.rpartition(".")[2] in _OF_A_SITE
-    if (key not in _PATHS and not of_a_site) or not isinstance(value, str):
+    several = key.startswith(("fleet.sites.", "fleet.disaggregation."))
+    of_a_pool = several and key.split(".", 3)[-1] in _OF_A_POOL
+    if (key not in _PATHS and not of_a_pool) or not isinstance(value, str):
         return value
     # A profile or model may be a bundled name; only what exists beside the scenario is meant as a path.
     is_path = key.endswith(".file") or (base_dir / value).exists()

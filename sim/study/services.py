@@ -15,7 +15,7 @@ from sim.fleet.world import OnEnd, World
 from sim.study.deployment import Deployment, deploy
 from sim.study.disaggregated import disaggregated
 from sim.study.placed import placed
-from sim.study.pool_parts import PoolParts
+from sim.study.pool_parts import PoolParts, kv_blocks_of
 from sim.study.scaling import Scaling
 from sim.study.scenario import Scenario
 from traces.table import Trace
@@ -70,7 +70,4 @@ def _one_pool(scenario: Scenario, trace: Trace, deployment: Deployment) -> Servi
 
         return scaling.serve(world, on_end, pool)
 
-    blocks = None
-    if parts.kv_blocks is not None and fleet.autoscaler is None:  # which pool there is changes with the replicas
-        blocks = parts.kv_blocks * fleet.replicas
-    return Serving(make, [parts], blocks, [*parts.assumptions, *scaling.assumptions])
+    return Serving(make, [parts], kv_blocks_of([parts], [fleet]), [*parts.assumptions, *scaling.assumptions])

@@ -22,6 +22,7 @@ from sim.results.folder import Run
 from sim.study.deployment import Deployment
 from sim.study.placed import deadlines
 from sim.study.pool_parts import memory_of
+from sim.study.pools import scaled
 from sim.study.reliability import with_failures
 from sim.study.scaling import asleep_price
 from sim.study.scenario import Scenario
@@ -63,11 +64,12 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
         ),
     ]
     memory = memory_of(parts.pools)
+    pools = scaled(scenario.fleet)
     numbers = metrics.compute(
         result.requests,
         result.steps,
         slo=scenario.slo,
-        gpus=None if scenario.fleet.autoscaler is not None else scenario.gpus,
+        gpus=scenario.gpus if all(pool.autoscaler is None for pool in pools.values()) else None,
         gpu_hour_price=scenario.gpu_hour_price,
         memory=memory,
         events=result.events,
@@ -85,13 +87,13 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
         numbers["energy"] = drawn
     if scenario.fleet.weight_cache is not None:
         numbers["weights"] = weight_metrics.compute(result.requests, result.events)
-    if scenario.fleet.autoscaler is not None or scenario.fleet.cold_start is not None:
+    if any(pool.autoscaler is not None or pool.cold_start is not None for pool in pools.values()):
         numbers["scaling"] = scaling_metrics.compute(
             result.requests,
             result.steps,
             result.replicas,
             result.events,
-            initial=scenario.fleet.replicas,
+            initial={name: pool.replicas for name, pool in pools.items()},
             asleep_price=asleep_price(scenario),
         )
     requests = result.requests

@@ -39,8 +39,8 @@ class StepSources:
         """Tensors that grow at every step leave no two steps equal."""
         return self._memory is None or self._memory.kv == "pool"
 
-    def make(self, replica: int, events: EventRecorder) -> StepCosts | None:
-        """Those of one replica; None where nothing of it is switched on."""
+    def make(self, replica: int, events: EventRecorder, begun: float = 0.0) -> StepCosts | None:
+        """Those of one replica that was asked for then; None where nothing of it is switched on."""
         sources: list[CostSource] = []
         shapes: ShapeCache | None = None
         memory: DeviceMemory | None = None
@@ -50,7 +50,7 @@ class StepSources:
 
         if self._memory is not None:
             tp = self._settings.tensor_parallel
-            memory = DeviceMemory(self._memory, self._step_times.model, tp, replica, events, step_size)
+            memory = DeviceMemory(self._memory, self._step_times.model, tp, replica, events, step_size, begun=begun)
             self._recorders.append(memory.recorder)
         if self._settings.host_work is not None:
             sources.append(HostWork(self._settings.host_work, replica, events, memory))

@@ -13,11 +13,12 @@ import polars as pl
 import yaml
 
 from ground.errors import UserError
+from ground.folder import open_folder
 from sim.results.folder import write_run
 from sim.results.metric_names import describe
 from sim.results.pareto import sweep_fronts
 from sim.results.sweep_report import write_sweep_report
-from sim.study.points import Point, open_folder, run_points
+from sim.study.points import Point, run_points
 from sim.study.scenario import Scenario, lookup
 from sim.study.simulate import simulate
 from sim.study.study import Study

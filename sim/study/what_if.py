@@ -12,8 +12,9 @@ from typing import Any
 import yaml
 
 from ground.errors import UserError
+from ground.folder import open_folder
 from sim.results.metric_names import describe
-from sim.study.points import Point, open_folder, run_points
+from sim.study.points import Point, run_points
 from sim.study.remedies import Settings, applicable
 from sim.study.scenario import scenario_of
 

@@ -51,14 +51,5 @@ def fleet(
     )
 
 
-def whole_prompts(config: EngineConfig) -> EngineConfig:
-    """The same, but that a request is admitted only where its whole prompt finds blocks.
-
-    Else a waiting request may need fewer blocks for a chunk of its prompt because some of those that the prefix cache
-    had of it were evicted, so that a leap is not exact for it.
-    """
-    return config.model_copy(update={"scheduler_reserve_full_isl": True})
-
-
 def run(*arguments: Any, **more: Any) -> FleetRun:
     return fleet(*arguments, **more).run()

@@ -112,3 +112,39 @@ def traces(draw: st.DrawFn, id_tokens: int = 4) -> pl.DataFrame:
         },
         schema_overrides={"prefix_ids": pl.List(pl.Int64)},
     )
+
+
+@st.composite
+def computed_together(draw: st.DrawFn) -> tuple[EngineConfig, pl.DataFrame]:
+    """A long answer, beside which the same prompt is computed twice or more at the same time, in small chunks, so that
+    who has which part of it in the prefix cache is not in the order of the prompt. When few blocks are free, longer
+    prompts come that begin with it."""
+    config = EngineConfig(
+        kv_blocks=draw(st.integers(23, 30)),
+        block_size=4,
+        max_num_seqs=draw(st.integers(4, 6)),
+        max_num_batched_tokens=draw(st.integers(20, 28)),
+        long_prefill_token_threshold=draw(st.sampled_from([12, 16])),
+        async_scheduling=draw(st.booleans()),
+    )
+    first = draw(st.lists(st.tuples(st.integers(33, 36), st.integers(2, 5)), min_size=2, max_size=3))
+    late = draw(st.lists(st.tuples(st.integers(40, 64), st.integers(1, 8)), min_size=1, max_size=3))
+    tokens = [(4, 86), *first, *late]  # of prompt and output
+    few_left = 0.0102 * 4 * (config.kv_blocks - 12)  # seconds until the long answer has left about twelve blocks
+    gaps = draw(st.lists(st.sampled_from([0.0, 0.02, 0.04, 0.06]), min_size=len(late), max_size=len(late)))
+    arrivals = [0.0] * (1 + len(first)) + (few_left + np.cumsum(gaps)).tolist()
+    ids = [[100], *([list(range(8))] * len(first))]
+    for number, (prompt, _) in enumerate(late, start=2):
+        ids.append([*range(8), *range(100 * number, 100 * number + prompt // 4 - 8)])
+    trace = pl.DataFrame(
+        {
+            "request_id": range(len(tokens)),
+            "arrival": arrivals,
+            "prompt_tokens": [prompt for prompt, _ in tokens],
+            "output_tokens": [output for _, output in tokens],
+            "prefix_ids": ids,
+            "prefix_block_tokens": [4] * len(tokens),
+        },
+        schema_overrides={"prefix_ids": pl.List(pl.Int64)},
+    )
+    return config, trace

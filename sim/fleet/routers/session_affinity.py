@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from hashlib import blake2b
-from math import ceil
+from math import ceil, inf
 
 from sim.engine.request import Request
 from sim.fleet.load import Load, least
@@ -35,11 +35,11 @@ class SessionAffinity(Router):
         outstanding, factor = load.requests, self._options.balance_factor
         if request.session is None:
             return least(outstanding)
-        most = None if factor is None else ceil(factor * (sum(outstanding) + 1) / len(outstanding))
+        most = inf if isinstance(factor, str) else ceil(factor * (sum(outstanding) + 1) / len(outstanding))
         start = bisect_right(self._ring, (_hash(request.session), -1))
         for index in range(start, start + len(self._ring)):
             place = self._ring[index % len(self._ring)][1]
-            if most is None or outstanding[place] < most:
+            if outstanding[place] < most:
                 return place
         raise AssertionError("not all replicas can have more than the mean")
 

@@ -35,23 +35,17 @@ def left_out(run: Run) -> dict[str, str]:
         reasons["iteration_tokens_total"] = "the run has no table of steps"
     if not run.has_events:
         reasons["num_preemptions"] = "the run has no table of events"
-    if blocks_of_a_replica(run) is None:
+    if not blocks_of_replicas(run):
         reasons["kv_cache_usage_perc"] = "the KV blocks of each replica are not known"
     return reasons
 
 
-def blocks_of_a_replica(run: Run) -> int | None:
-    """KV blocks of one replica; None where the run does not say, or where its replicas may differ."""
-    blocks = run.metrics["kv"]["blocks"]
-    if blocks is None or run.steps.is_empty():
-        return None
-    if run.replicas is None:
-        count = run.steps["replica"].n_unique()
-    elif run.replicas.select("pool", "site").n_unique() > 1:
-        return None
-    else:
-        count = len(run.replicas.filter(pl.col("requested") == 0.0))
-    return int(blocks // count) if count else None
+def blocks_of_replicas(run: Run) -> dict[int, int]:
+    """Replica → its KV blocks, of those that have any and of which they are known."""
+    if run.replicas is not None:
+        return dict(run.replicas.drop_nulls("kv_blocks").select("replica", "kv_blocks").iter_rows())
+    blocks, numbers = run.metrics["kv"]["blocks"], run.steps["replica"].unique().to_list()
+    return {} if blocks is None else dict.fromkeys(numbers, int(blocks // max(1, len(numbers))))
 
 
 def reservations(run: Run) -> list[str]:

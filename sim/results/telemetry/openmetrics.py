@@ -12,7 +12,7 @@ import polars as pl
 
 from ground.errors import UserError
 from sim.results.folder import Run
-from sim.results.telemetry.left_out import blocks_of_a_replica, left_out
+from sim.results.telemetry.left_out import blocks_of_replicas, left_out
 from sim.results.telemetry.replica_series import ReplicaSeries, ReplicaTables, Series
 from sim.results.telemetry.samples import Histogram, sample_times, seconds
 from sim.results.telemetry.vllm_metrics import Family, families, token_bounds
@@ -113,19 +113,24 @@ def _tables(run: Run, replica: int) -> ReplicaTables:
         run.requests.filter(own),
         run.steps.filter(own),
         run.events.filter(own),
-        blocks_of_a_replica(run),
+        blocks_of_replicas(run).get(replica),
         bool(caching),
     )
 
 
 def _labels(run: Run, replica: dict[str, Any]) -> dict[str, str]:
-    labels = {"model_name": model_name(run), "engine": "0", "instance": f"replica-{replica['replica']}"}
+    labels = {
+        "model_name": model_name(run, replica["site"]),
+        "engine": "0",
+        "instance": f"replica-{replica['replica']}",
+    }
     return labels | {name: replica[name] for name in ("pool", "site") if replica[name]}
 
 
-def model_name(run: Run) -> str:
-    """The model as the scenario calls it; of a path the file's name."""
-    return Path(str(run.scenario.get("model", "unknown"))).name.removesuffix(".json")
+def model_name(run: Run, site: str | None) -> str:
+    """The model as the scenario calls it, or the one that a site has of its own; of a path the file's name."""
+    own = run.scenario.get("fleet", {}).get("sites", {}).get(site, {}).get("model")
+    return Path(str(own or run.scenario.get("model", "unknown"))).name.removesuffix(".json")
 
 
 def _metric(

@@ -19,12 +19,12 @@ Series = np.ndarray | ByReason | Histogram
 
 @dataclass(frozen=True)
 class ReplicaTables:
-    """One replica's rows of a run's tables, and its KV blocks where they are known."""
+    """One replica's rows of a run's tables, and its KV blocks."""
 
     requests: pl.DataFrame
     steps: pl.DataFrame
     events: pl.DataFrame
-    kv_blocks: int | None
+    kv_blocks: int | None  # None: it has none
     prefix_cache: bool  # whether the engine looks prompts up in one
 
 
@@ -65,14 +65,14 @@ class ReplicaSeries:
 
     def _kv_cache_usage_perc(self) -> np.ndarray:
         """Linear within a row of steps and constant between two, as in `sim.results.metrics`."""
-        assert self._tables.kv_blocks is not None
-        rows = self._rows.sort("end")
+        rows, there = self._rows.sort("end"), self._tables.kv_blocks
+        if rows.is_empty() or not there:
+            return np.zeros(len(self._at))
         end, held = rows["end"].to_numpy(), rows["kv_blocks"].to_numpy()
         start = np.maximum(rows["start"].to_numpy(), np.concatenate(([0.0], end[:-1])))
         knots = np.stack((start, end), axis=1).ravel()
         blocks = np.stack((np.concatenate(([0], held[:-1])), held), axis=1).ravel()
-        used = np.interp(self._at, knots, blocks) if len(knots) else np.zeros(len(self._at))
-        return used / self._tables.kv_blocks
+        return np.interp(self._at, knots, blocks) / there
 
     # Counters.
 

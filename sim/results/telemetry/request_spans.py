@@ -62,14 +62,14 @@ def _finished(run: Run, row: Row, events: list[Row], away: list[tuple[float, flo
     begin, end = row["arrival"], row["finish"]
     asked = _asked(run, row)
     answered = {
-        gen_ai.GEN_AI_RESPONSE_MODEL: model_name(run),
+        gen_ai.GEN_AI_RESPONSE_MODEL: _model(run, row),
         gen_ai.GEN_AI_RESPONSE_FINISH_REASONS: ("length",),
         gen_ai.GEN_AI_USAGE_INPUT_TOKENS: row["prompt_tokens"],
         gen_ai.GEN_AI_USAGE_OUTPUT_TOKENS: row["output_tokens"],
         gen_ai.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: row["cached_tokens"],
         gen_ai.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK: row["ttft"],
     }
-    name = f"{_OPERATION} {model_name(run)}"
+    name = f"{_OPERATION} {model_name(run, row.get('site'))}"
     about = asked | _known(answered)
     client = tracers.span(CLIENT, name, begin, end, kind=SpanKind.CLIENT, attributes=about)
     route = tracers.span(
@@ -129,7 +129,7 @@ def _lost(run: Run, row: Row, events: list[Row], tracers: Tracers) -> None:
     known = [begin, row["first_scheduled"], row["first_token"]]
     known += [_interval(event)[1] for event in events]
     end = max(moment for moment in known if moment is not None)
-    name, status = f"{_OPERATION} {model_name(run)}", row["status"]
+    name, status = f"{_OPERATION} {model_name(run, row.get('site'))}", row["status"]
     happened = [(event["kind"], event["time"], _about(event)) for event in events]
     about = _asked(run, row) | {error.ERROR_TYPE: status}
     client = tracers.span(
@@ -147,11 +147,15 @@ def _lost(run: Run, row: Row, events: list[Row], tracers: Tracers) -> None:
     )
 
 
+def _model(run: Run, row: Row) -> str:
+    return model_name(run, row.get("site"))
+
+
 def _asked(run: Run, row: Row) -> Attributes:
     return {
         gen_ai.GEN_AI_OPERATION_NAME: _OPERATION,
         gen_ai.GEN_AI_PROVIDER_NAME: engine_name(run),
-        gen_ai.GEN_AI_REQUEST_MODEL: model_name(run),
+        gen_ai.GEN_AI_REQUEST_MODEL: _model(run, row),
         gen_ai.GEN_AI_REQUEST_MAX_TOKENS: row["output_tokens"],
         gen_ai.GEN_AI_REQUEST_STREAM: True,
         "gen_ai.request.id": str(row["request_id"]),
@@ -165,7 +169,7 @@ def _vllm_attributes(run: Run, row: Row) -> Attributes:
         return None if row[since] is None or row[until] is None else row[until] - row[since]
 
     return {
-        gen_ai.GEN_AI_RESPONSE_MODEL: model_name(run),
+        gen_ai.GEN_AI_RESPONSE_MODEL: _model(run, row),
         "gen_ai.request.id": str(row["request_id"]),
         gen_ai.GEN_AI_REQUEST_MAX_TOKENS: row["output_tokens"],
         gen_ai.GEN_AI_USAGE_PROMPT_TOKENS: row["prompt_tokens"],

@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
-from engine_workloads import LinearStepTimes, configs, traces
+from engine_workloads import LinearStepTimes, computed_together, configs, traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
@@ -126,3 +126,53 @@ def test_a_long_decode_is_one_event() -> None:
     times = LinearStepTimes()
     expected = times.step([(8, 0)], 0, 0) + np.sum(times.decode_run(1, 8, 4999))
     assert result.requests["finish"][0] == pytest.approx(expected, abs=1e-9)
+
+
+@settings(max_examples=200, deadline=None)
+@given(computed_together())
+def test_leap_equals_step_where_a_blocked_head_loses_what_was_cached(case: tuple[EngineConfig, pl.DataFrame]) -> None:
+    config, trace = case
+    leapt, stepped = (run(trace, config, leap=leap) for leap in (True, False))
+    assert_frame_equal(leapt.requests, stepped.requests, check_exact=True)
+    assert single_steps(leapt.steps) == single_steps(stepped.steps)
+
+
+TENTHS = LinearStepTimes(base=0.1, per_token=0.0, per_kv=0.0)
+IN_CHUNKS = EngineConfig(
+    kv_blocks=24, block_size=4, max_num_seqs=4, max_num_batched_tokens=25, long_prefill_token_threshold=16
+)
+
+
+def behind_a_long_answer(*before: tuple[int, int]) -> pl.DataFrame:
+    """Request 0 decodes 90 tokens; those `before` (prompt tokens, output tokens) come with it, have the same 32 tokens
+    to start with, and end soon; the last comes with them when fewer than the 12 blocks of its first chunk are free.
+    """
+    start = list(range(8))
+    count = len(before) + 2
+    return pl.DataFrame(
+        {
+            "request_id": range(count),
+            "arrival": [*([0.0] * (count - 1)), 4.65],
+            "prompt_tokens": [4, *(prompt for prompt, _ in before), 48],
+            "output_tokens": [90, *(output for _, output in before), 3],
+            "prefix_ids": [[100], *([start] * len(before)), [*start, 300, 301, 302, 303]],
+            "prefix_block_tokens": [4] * count,
+        },
+        schema_overrides={"prefix_ids": pl.List(pl.Int64)},
+    )
+
+
+@pytest.mark.parametrize("leap", [True, False])
+def test_a_head_that_needs_less_since_the_middle_of_its_prefix_went_is_admitted_at_once(leap: bool) -> None:
+    # Of the two the one that ends first has the fifth block of the start in the cache, the other those after it. With
+    # the fifth evicted the chunk of 16 tokens begins behind the fourth: eight blocks in all, and nine are free.
+    requests = equal_replicas(behind_a_long_answer((34, 3), (34, 2)), IN_CHUNKS, TENTHS, leap=leap).run().requests
+    assert requests["first_scheduled"][3] == pytest.approx(5.3)
+    assert requests["cached_tokens"][3] == 16
+
+
+def test_a_prefix_that_is_evicted_from_its_end_cuts_no_leap() -> None:
+    result = equal_replicas(behind_a_long_answer((34, 3)), IN_CHUNKS, TENTHS).run()
+    assert result.requests["cached_tokens"][2] == 0, "all of it was evicted while the request waited"
+    waited = result.steps.filter(pl.col("waiting") > 0)
+    assert waited["end"].to_list() == pytest.approx([4.7, 9.0]), "one leap until it came, and one until room was made"

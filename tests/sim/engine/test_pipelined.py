@@ -5,7 +5,7 @@ from collections import deque
 import numpy as np
 import polars as pl
 import pytest
-from engine_workloads import configs, traces
+from engine_workloads import computed_together, configs, traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipelined_step_times import PipelinedStepTimes
@@ -46,6 +46,16 @@ def test_leap_equals_step(config: EngineConfig, trace: pl.DataFrame, stages: int
     assert (leapt.steps["steps"] * leapt.steps["decode_seqs"]).sum() == stepped.steps["decode_seqs"].sum()
     for column in ("start", "end"):
         assert set(leapt.steps[column]) <= set(stepped.steps[column])
+
+
+@settings(max_examples=200, deadline=None)
+@given(computed_together(), st.integers(2, 3))
+def test_leap_equals_step_where_a_blocked_head_loses_what_was_cached(
+    case: tuple[EngineConfig, pl.DataFrame], stages: int
+) -> None:
+    config, trace = staged(case[0], stages), case[1]
+    leapt, stepped = (run(trace, config, leap=leap) for leap in (True, False))
+    assert_frame_equal(leapt.requests, stepped.requests, check_exact=True)
 
 
 @settings(max_examples=60, deadline=None)

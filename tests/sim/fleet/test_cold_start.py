@@ -116,7 +116,7 @@ def test_an_engine_that_sleeps_is_woken_and_not_started() -> None:
     kinds = result.events.filter(pl.col("kind").is_in(["asleep", "woken"])).select("time", "kind", "replica").rows()
     slept = [(0.0, "asleep", -1), (10.0, "woken", 1), (90.0, "asleep", 1), (90.0, "asleep", 2)]
     assert sorted(kinds) == sorted([*slept, (100.0, "woken", 3), (100.0, "woken", 4)])
-    numbers = compute(result.requests, result.steps, result.replicas, result.events, initial=1)
+    numbers = compute(result.requests, result.steps, result.replicas, result.events, initial={"": 1})
     asleep_from_first_arrival = (10.0 - 1.0) + 2 * 10.0
     assert numbers["asleep_gpu_hours"] == pytest.approx(asleep_from_first_arrival / 3600)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from disaggregated_runs import BLOCK_BYTES, LAYERS, fleet, handovers, run, whole_prompts
+from disaggregated_runs import BLOCK_BYTES, LAYERS, fleet, handovers, run
 from engine_workloads import LinearStepTimes, configs, traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -76,8 +76,7 @@ def test_leap_equals_step(
     prefill: EngineConfig, decode: EngineConfig, trace: pl.DataFrame, chosen: dict[str, Any], has_law: bool
 ) -> None:
     times = LinearStepTimes(has_law=has_law)
-    engines = whole_prompts(prefill), whole_prompts(decode)
-    leapt, stepped = (run(trace, chosen, *engines, times=times, leap=leap) for leap in (True, False))
+    leapt, stepped = (run(trace, chosen, prefill, decode, times=times, leap=leap) for leap in (True, False))
     assert_frame_equal(leapt.requests, stepped.requests, check_exact=True)
     for kind, table in kinds_of(leapt).items():
         assert_frame_equal(table, kinds_of(stepped)[kind], check_exact=True)

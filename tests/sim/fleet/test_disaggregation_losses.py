@@ -5,7 +5,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from disaggregated_runs import BLOCK_BYTES, LAYERS, handovers, whole_prompts
+from disaggregated_runs import BLOCK_BYTES, LAYERS, handovers
 from engine_workloads import LinearStepTimes, configs, traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -115,8 +115,7 @@ def test_nothing_is_left_behind(
 def test_leap_equals_step_where_clients_go(
     prefill: EngineConfig, decode: EngineConfig, trace: pl.DataFrame, chosen: dict[str, Any], lost: Losses
 ) -> None:
-    engines = whole_prompts(prefill), whole_prompts(decode)
-    leapt, stepped = (run(trace, chosen, *engines, lost, leap=leap)[0] for leap in (True, False))
+    leapt, stepped = (run(trace, chosen, prefill, decode, lost, leap=leap)[0] for leap in (True, False))
     assert_frame_equal(leapt.requests, stepped.requests, check_exact=True)
 
 

@@ -20,7 +20,6 @@ COMMON: dict[str, Any] = {
     "block_size": 4,
     "max_num_seqs": 6,
     "max_num_batched_tokens": 32,
-    "scheduler_reserve_full_isl": True,  # see `disaggregated_runs.whole_prompts`
 }
 MODES: dict[str, dict[str, Any]] = {
     "kept for sessions": {"session_retention": SessionRetentionSettings(ttl=1.0)},

@@ -150,10 +150,15 @@ def test_no_replica_gets_more_than_its_share_of_the_load(loads: list[list[int]],
 def test_without_a_bound_a_session_stays_where_it_is_and_without_a_session_the_idlest_is_chosen(
     loads: list[list[int]],
 ) -> None:
-    options = SessionAffinitySettings(balance_factor=None)
+    options = SessionAffinitySettings(balance_factor="unlimited")
     router = make("session_affinity", len(loads[0]), routing=RoutingSettings(session_affinity=options))
     assert len({router.choose(prompt(session="a"), load) for load in loads}) == 1
     assert all(load[router.choose(prompt(), load)] == min(load) for load in loads)
+
+
+def test_a_bound_that_is_switched_off_stays_off_in_the_resolved_scenario() -> None:
+    off = SessionAffinitySettings(balance_factor="unlimited").model_dump(mode="json", exclude_none=True)
+    assert SessionAffinitySettings.model_validate(off).balance_factor == "unlimited"
 
 
 # Tiers.

@@ -33,7 +33,7 @@ def estimate(
     route = WideArea(clock, Network(clock), "a", Payload(2.0, 3.0, True, lambda _: 0), rtt=rtt, up=up, down=30.0)
     guess = ExpectedOutput(lambda _: output)
     return SiteEstimate(
-        clock, route, CONFIG, Asked(), guess, replicas=replicas, gpus=2, gpu_hour_price=7.2, capacity=None
+        clock, route, CONFIG, Asked(), guess, replicas=lambda: replicas, gpus=2, gpu_hour_price=7.2, capacity=None
     )
 
 

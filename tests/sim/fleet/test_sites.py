@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any
 
 import polars as pl
-from disaggregated_runs import whole_prompts
 from engine_workloads import LinearStepTimes, configs, traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,11 +85,12 @@ def run(
         expected = ExpectedOutput(lambda _: 10)
         estimates, hops = [], []
         for number, place in enumerate(drawn):
+            ready = partial(int, place["replicas"])
             name, payload = f"site {number}", Payload(1.0, 2.0, number % 2 == 0, lambda _: 5)
             network_of = {key: place[key] for key in ("rtt", "up", "down")}
             route = WideArea(world.clock, network, name, payload, **network_of)
-            prices = {"replicas": place["replicas"], "gpus": 1, "gpu_hour_price": 1.0 + number, "capacity": None}
-            estimates.append(SiteEstimate(world.clock, route, config, TIMES, expected, **prices))
+            prices = {"gpus": 1, "gpu_hour_price": 1.0 + number, "capacity": None}
+            estimates.append(SiteEstimate(world.clock, route, config, TIMES, expected, replicas=ready, **prices))
             pool = partial(Pool, world, kind, replicas=place["replicas"], name=name, site=name)
             hops.append(partial(_hop, world, route, pool))
         ended: list[Leaving] = []
@@ -145,6 +145,5 @@ def test_nothing_is_lost_or_left_behind(
 @settings(max_examples=40, deadline=None)
 @given(configs(block_size=4), traces(), places(), st.sampled_from(sorted(PLACEMENTS)))
 def test_leap_equals_step(config: EngineConfig, trace: pl.DataFrame, drawn: list[dict[str, Any]], policy: str) -> None:
-    config = whole_prompts(config)
     leapt, stepped = (run(trace, config, drawn, policy, {}, leap=leap)[0] for leap in (True, False))
     assert_frame_equal(leapt.requests, stepped.requests, check_exact=True)

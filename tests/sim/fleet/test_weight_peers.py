@@ -95,6 +95,8 @@ class Hosts:
             )
             for number in range(count)
         ]  # fmt: skip
+        for one in self.caches:
+            one.begin()
 
     def at(self, time: float, call: Any) -> None:
         self.clock.at(time, 1).callbacks = [lambda _: call()]

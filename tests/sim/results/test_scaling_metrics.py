@@ -15,7 +15,7 @@ from sim.results.scaling_metrics import compute
 
 
 def numbers(result: FleetRun, initial: int) -> dict[str, Any]:
-    return compute(result.requests, result.steps, result.replicas, result.events, initial=initial)
+    return compute(result.requests, result.steps, result.replicas, result.events, initial={"": initial})
 
 
 def naive(result: FleetRun, instants: int = 2000) -> dict[str, float]:
@@ -89,7 +89,7 @@ def test_sleeping_engines_cost_their_share() -> None:
     sleep = {"replicas": 2, "ready": 2, "wake": 0.0, "share": 0.1}
     steps = [{"at": 0, "replicas": 1}, {"at": 10, "replicas": 2}]
     result = scaled(requests_at([5.0, 30.0]), {"policy": "schedule", "steps": steps}, cold={"sleep": sleep}, gpus=4)
-    priced = compute(result.requests, result.steps, result.replicas, result.events, initial=1, asleep_price=3.0)
+    priced = compute(result.requests, result.steps, result.replicas, result.events, initial={"": 1}, asleep_price=3.0)
     end = float(result.requests["finish"].max())  # type: ignore[arg-type]
     hours = 4 * (2 * (10.0 - 5.0) + (end - 10.0)) / 3600
     assert priced["asleep_gpu_hours"] == pytest.approx(hours)

@@ -15,7 +15,7 @@ from ground.errors import UserError
 from sim.results.folder import read_run, write_run
 from sim.results.metric_names import flatten
 from sim.study.deployment import Deployment, deploy_profile
-from sim.study.scenario import EngineSettings, Scenario, make_scenario
+from sim.study.scenario import EngineSettings, Scenario, make_scenario, scenario_of
 from sim.study.simulate import simulate
 
 MODEL = load_model("Llama-3.1-8B")
@@ -189,6 +189,7 @@ def test_buckets_pad_the_steps() -> None:
         ({"memory": {}, "data_parallel": 2}, "memory is given and data_parallel is 2"),
         ({"memory": {"kv": "grown"}}, "expected enable_prefix_caching false"),
         ({"memory": {"kv": "grown"}, "enable_prefix_caching": False, "kv_blocks": 9}, "kv_blocks is 9"),
+        ({"kv_cache": False, "kv_blocks": 9}, "kv_cache is false and kv_blocks is 9; expected none"),
         ({"memory": {"settings": "expandable:True"}}, "it: engine.memory.settings: expandable:True is unknown"),
         ({"memory": {"settings": "max_split_size_mb:8"}}, "it: engine.memory.settings: max_split_size_mb is 8"),
         ({"memory": {"settings": "expandable_segments"}}, "it: engine.memory.settings: .* expected name:value"),
@@ -211,3 +212,13 @@ def test_a_device_whose_memory_nobody_knows_must_be_told() -> None:
     small = replace(profile, device_memory=20 << 30)
     with pytest.raises(UserError, match="leave nothing for a step"):
         deploy_profile(EngineSettings(kv_blocks=4000, memory={}), MODEL, small)  # type: ignore[arg-type]
+
+
+def test_a_replica_that_comes_later_has_leaked_nothing_before() -> None:
+    minute = 600_000_000
+    chosen = scenario(memory={"leak_per_minute": minute})
+    crash = {"script": [{"kind": "crash", "at": 9.0, "replica": 0}], "restart_seconds": 0.5}
+    run = simulate(scenario_of(chosen.resolved(), {"fleet.failures": crash}))
+    leaked = run.memory.filter(pl.col("replica") == 2)  # type: ignore[union-attr]
+    assert len(leaked) and (leaked["leaked"] <= minute / 60 * (leaked["time"] - 9.0) + 1).all()
+    assert leaked["leaked"].max() > 0

@@ -11,7 +11,7 @@ from calibrate.model import load_model
 from ground.errors import UserError
 from sim.results.folder import read_run, write_run
 from sim.results.metric_names import flatten, metric
-from sim.study.scenario import Scenario, load_scenario, make_scenario
+from sim.study.scenario import Scenario, load_scenario, make_scenario, scenario_of
 from sim.study.simulate import simulate
 
 TRACE = "time,in,out,name\n" + "".join(f"{second},100,5,{'abc'[second % 3]}\n" for second in range(0, 90, 5))
@@ -112,3 +112,19 @@ def test_a_mistake_names_its_key(tmp_path: Path, cache: dict[str, Any], said: st
 def test_a_host_too_small_for_the_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"capacity_bytes is 1000000000; expected at least the \d+ bytes of model 'a'"):
         simulate(scenario(tmp_path, {"load_bandwidth": 1e9, "capacity_bytes": 10**9}))
+
+
+def test_a_host_that_comes_later_holds_what_is_preloaded_from_then_on(tmp_path: Path) -> None:
+    """Not before it is ready, and no older than that: it does not give it up as it comes."""
+    chosen = scenario(tmp_path, {"load_bandwidth": 5e9, "preload": ["a"], "ttl": 8.0, "peer_bandwidth": 1e15})
+    scaled = {"policy": "schedule", "max": 2, "sync_interval": 1, "steps": [{"at": 20, "replicas": 2}]}
+    fleet = {"fleet.autoscaler": scaled, "fleet.cold_start": {"engine_init": 3.0, "graph_capture": 0.0}}
+    run = simulate(scenario_of(chosen.resolved(), fleet))
+    own = run.events.filter(pl.col("kind").is_in(["weights_loaded", "weights_evicted"]))
+    first, second = (own.filter(pl.col("replica") == replica) for replica in (0, 1))
+    assert first.row(0, named=True)["time"] == 0.0
+    assert second.select("time", "detail").row(0) == (23.0, "preload a")
+    assert not second.filter((pl.col("kind") == "weights_evicted") & (pl.col("time") < 31.0)).height
+    assert not run.events.filter(
+        (pl.col("kind") == "weights_sent") & (pl.col("replica") == 1) & (pl.col("time") < 23)
+    ).height

@@ -13,6 +13,8 @@ from polars.testing import assert_frame_equal
 from ground.errors import UserError
 from sim.results.diagnosis.diagnosis import diagnose
 from sim.results.folder import Run
+from sim.results.report import write_report
+from sim.results.telemetry.folder import METRICS, TRACES, TelemetrySettings, write_telemetry
 from sim.study.pool_scenario import pool_scenario, step_times_of
 from sim.study.scenario import Scenario, make_scenario
 from sim.study.simulate import load_trace, simulate
@@ -144,6 +146,27 @@ def test_placement_from_scenario_to_metrics(policy: str) -> None:
     causes = sums_up(run, chosen)
     rtt = requests["site"].replace_strict({"edge": 0.004, "central": 0.08}, return_dtype=pl.Float64)
     assert causes["network"] >= float(rtt.to_numpy().mean())
+
+
+def test_the_page_says_how_each_class_fared_and_names_a_site_once(tmp_path: Path) -> None:
+    run = simulate(scenario({"sites": SITES, "placement": {"policy": "deadline_aware"}}))
+    write_report(run, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "deadlines kept" in page and all(f"<td>{name}</td>" in page for name in CLASSES)
+    assert page.count("<td>site edge</td>") == 1 and "<td>pool edge</td>" not in page
+    assert page.count("edge: ready") <= 1 and "edge edge" not in page
+
+
+def test_telemetry_names_the_model_of_each_site(tmp_path: Path) -> None:
+    central = {**SITES["central"], "model": "Qwen3-32B"}
+    run = simulate(scenario({"sites": {**SITES, "central": central}, "placement": {"policy": "load_aware"}}))
+    write_telemetry(tmp_path / "told", run, TelemetrySettings(share=1.0, slowest=0))
+    lines = (tmp_path / "told" / METRICS).read_text().splitlines()
+    for site, model in (("edge", "Llama-3.1-8B"), ("central", "Qwen3-32B")):
+        own = [line for line in lines if f'site="{site}"' in line]
+        assert own and all(f'model_name="{model}"' in line for line in own)
+    traces = (tmp_path / "told" / TRACES).read_text()
+    assert ("Qwen3-32B" in traces) == ("central" in run.requests["site"])
 
 
 def test_one_site_without_a_network_is_the_plain_fleet() -> None:

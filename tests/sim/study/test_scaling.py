@@ -140,7 +140,7 @@ def test_what_crashes_starts_again_in_the_same_parts_and_nobody_is_lost() -> Non
         ({"replicas": 9, "cold_start": {"nodes": {"gpus": 4, "max": 2}}}, "with room for 8 replicas"),
         (
             {"router": "round_robin", "autoscaler": {"policy": "hpa", "max": 2}, "sites": {"edge": {}}},
-            "expected no autoscaler",
+            "sites and autoscaler are both given; expected autoscaler of each pool (fleet.sites.edge)",
         ),
     ],
 )

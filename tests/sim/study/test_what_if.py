@@ -32,7 +32,7 @@ SCENARIO: dict[str, Any] = {
 MEMORY = {"malloc_seconds": 0.001, "free_seconds": 0.001}
 # Scenarios that lack what the remedies bring; between them every remedy applies to one.
 SICK: dict[str, dict[str, Any]] = {
-    "no cache": {"engine.kv_cache": False},
+    "no cache": {"engine.kv_cache": False, "engine.kv_blocks": None},
     "reserved": {"engine.kv_reservation": "oracle"},
     "sessions for ever": {
         "engine.enable_prefix_caching": True,
@@ -56,6 +56,10 @@ SICK: dict[str, dict[str, Any]] = {
             },
         }
     },
+    "pools": {
+        "fleet.disaggregation": {"prefill": {"replicas": 2}, "decode": {}, "link": {"kind": "ethernet-100g"}},
+    },
+    "sites": {"fleet.sites": {"edge": {"rtt": 0.01}, "central": {"replicas": 2}}},
 }
 
 
@@ -99,6 +103,18 @@ def test_segments_expand_where_they_do_not_yet(given: str, becomes: str | None) 
     scenario = scenario_of(SCENARIO, {"engine.memory": {"settings": given, **MEMORY}})
     found = {remedy.name: settings for remedy, settings in applicable(scenario)}
     assert found.get("expandable segments", {}).get("engine.memory.settings") == becomes
+
+
+def test_what_is_scaled_needs_no_other_replica() -> None:
+    hpa = {"policy": "hpa", "max": 3}
+    for fleet in (
+        {"autoscaler": hpa},
+        {"disaggregation": {"prefill": {"autoscaler": hpa}, "decode": {}, "link": {"kind": "ethernet-100g"}}},
+    ):
+        found = {remedy.name: settings for remedy, settings in applicable(scenario_of(SCENARIO, {"fleet": fleet}))}
+        assert "another replica" not in found and "another prefill replica" not in found
+        key = "fleet.disaggregation.decode.replicas"
+        assert found.get("another decode replica") == ({key: 2} if "disaggregation" in fleet else None)
 
 
 def test_every_remedy_applies_somewhere() -> None:

@@ -1,5 +1,6 @@
 """A run's OpenMetrics text, read back with the parser of prometheus_client, against the run's own numbers."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -226,3 +227,12 @@ def test_too_many_samples_are_refused(tmp_path: Path) -> None:
     late = requests.with_columns(pl.col("finish") + 1e6)
     with pytest.raises(UserError, match="expected at most 20,000,000, so a longer interval"):
         text_of(run_of(late, steps), tmp_path, interval=0.001)
+
+
+def test_a_replica_that_never_ran_a_step_holds_no_blocks(tmp_path: Path) -> None:
+    blocks = {"kv_blocks": 250}
+    idle = replica_table(blocks, blocks, {"requested": 1.0, "ready": 1.0, **blocks})
+    text, written = text_of(replace(simulated(), replicas=idle), tmp_path)
+    assert written.replicas == 3
+    held = {dict(labels)["instance"]: points for (name, labels), points in series(text).items() if "kv_cache" in name}
+    assert {value for _, value in held["replica-2"]} == {0.0} and max(value for _, value in held["replica-0"]) > 0.0
