@@ -87,7 +87,8 @@ def test_run_writes_a_whole_folder(here: Path) -> None:
     assert metrics["requests"]["finished"] == metrics["requests"]["total"] == 20
     assert "Finished requests" in shown and "out/report.html" in shown
     resolved = yaml.safe_load((here / "out" / "scenario.yaml").read_text())
-    assert resolved["fleet"] == {"replicas": 2, "router": "round_robin"}
+    routing = {"load_delay": 0.0, "scrape_interval": 0.0}
+    assert resolved["fleet"] == {"replicas": 2, "router": "round_robin", "routing": routing, "sites": {}}
     assert resolved["trace"]["file"] == str(here / "trace.csv")
     assert not list(here.glob(".*"))
 

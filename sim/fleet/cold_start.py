@@ -13,7 +13,7 @@ import simpy
 
 from sim.fleet.cold_start_settings import ColdStartSettings
 from sim.fleet.duration import seconds_of
-from sim.fleet.network import Link, Network
+from sim.fleet.links.network import Link, Network
 from sim.fleet.nodes import Node, Nodes
 from sim.fleet.pool import Pool
 from sim.fleet.replica import Replica

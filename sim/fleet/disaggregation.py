@@ -22,7 +22,7 @@ from simpy.events import URGENT
 
 from sim.engine.request import Request
 from sim.fleet.disaggregation_settings import DisaggregationSettings
-from sim.fleet.network import Link, Network, Port, Transfer
+from sim.fleet.links.network import Link, Network, Port, Transfer
 from sim.fleet.pool import Pool
 from sim.fleet.replica import Replica, ReplicaKind
 from sim.fleet.service import Service

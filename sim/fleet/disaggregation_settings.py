@@ -10,7 +10,7 @@ from ground.assumption import Assumption
 from ground.spec import Spec
 from sim.fleet.autoscaling.planner import PlannerSettings
 from sim.fleet.autoscaling.predictive import PredictiveSettings
-from sim.fleet.link_settings import LinkSettings
+from sim.fleet.links.settings import LinkSettings
 from sim.fleet.pool_settings import PoolSettings
 
 _KEY = "fleet.disaggregation"

@@ -11,7 +11,7 @@ from simpy.events import URGENT
 
 from sim.engine.clock import Clock
 from sim.fleet.cold_start_settings import NodeSettings
-from sim.fleet.network import Link
+from sim.fleet.links.network import Link
 
 
 @dataclass(eq=False, slots=True)

@@ -13,7 +13,7 @@ from sim.engine.remote_prompts import KvConnector
 from sim.engine.request import Request
 from sim.engine.step_costs import StepCosts
 from sim.engine.step_times import StepTimes
-from sim.fleet.weight_cache import WeightCache
+from sim.fleet.weights.cache import WeightCache
 from sim.fleet.world import World
 from sim.results.energy import ReplicaPower
 from sim.results.recorder import EventRecorder

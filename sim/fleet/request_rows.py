@@ -13,7 +13,7 @@ from sim.engine.request import Request
 class RequestRows:
     """Rows of a request table (`traces.table`), kept as columns; `make` makes the request of a row.
 
-    A column `adapter`, where there is one, names those of the engine's adapters (`sim.fleet.adapters`).
+    A column `adapter`, where there is one, names those of the engine's adapters (`sim.fleet.weights.adapters`).
     """
 
     def __init__(self, rows: pl.DataFrame) -> None:

@@ -10,7 +10,7 @@ from sim.engine.clock import Clock
 from sim.engine.request import Request
 from sim.engine.reservation_use import ReservationUse
 from sim.engine.session_accounts import SessionAccounts
-from sim.fleet.network import Network
+from sim.fleet.links.network import Network
 from sim.results.recorder import EventRecorder, RequestRecorder, StepRecorder
 from sim.results.replica_recorder import ReplicaRecorder
 

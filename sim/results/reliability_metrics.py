@@ -1,4 +1,4 @@
-"""What failed in a run and what was made of it, in numbers: from the events of `sim.fleet.failures` and `clients`."""
+"""What failed in a run and what was made of it, in numbers: from the events of `sim/fleet/reliability/`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a fleet's weight caches did, in numbers: from the events of `sim.fleet.weight_cache`."""
+"""What a fleet's weight caches did, in numbers: from the events of `sim.fleet.weights.cache`."""
 
 from __future__ import annotations
 

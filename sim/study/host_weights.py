@@ -7,10 +7,10 @@ from functools import partial
 
 from calibrate.model import ModelShape
 from ground.assumption import Assumption
-from sim.fleet.weight_cache import WeightCache
-from sim.fleet.weight_peers import WeightPeers
-from sim.fleet.weight_settings import WeightCacheSettings
-from sim.fleet.weights import Models, models_asked
+from sim.fleet.weights.cache import WeightCache
+from sim.fleet.weights.models import Models, models_asked
+from sim.fleet.weights.peers import WeightPeers
+from sim.fleet.weights.settings import WeightCacheSettings
 from traces.table import Trace
 
 

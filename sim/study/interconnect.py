@@ -15,7 +15,7 @@ from calibrate.parallelism import Parallelism
 from calibrate.pipeline_latency import PipelineLatency
 from calibrate.profile import Profile
 from ground.assumption import Assumption
-from sim.fleet.link_settings import LinkSettings
+from sim.fleet.links.settings import LinkSettings
 from sim.study.scenario import EngineSettings
 
 

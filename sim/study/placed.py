@@ -9,16 +9,16 @@ import polars as pl
 
 from calibrate.latency import StepLatency
 from ground.assumption import Assumption
-from sim.fleet.hop import Hop
-from sim.fleet.network import Network
+from sim.fleet.links.network import Network
 from sim.fleet.placement import PLACEMENTS
 from sim.fleet.placement.placement import PlacementSetting
-from sim.fleet.placement_settings import ClassSettings, PlacementSettings, SiteSettings
+from sim.fleet.places.hop import Hop
+from sim.fleet.places.placement_settings import ClassSettings, PlacementSettings, SiteSettings
+from sim.fleet.places.site_estimate import ExpectedOutput, SiteEstimate
+from sim.fleet.places.sites import Sites, Tasks
+from sim.fleet.places.wide_area import Payload, WideArea
 from sim.fleet.pool import Pool
 from sim.fleet.service import Service
-from sim.fleet.site_estimate import ExpectedOutput, SiteEstimate
-from sim.fleet.sites import Sites, Tasks
-from sim.fleet.wide_area import Payload, WideArea
 from sim.fleet.world import OnEnd, World
 from sim.study.asked_times import AskedTimes
 from sim.study.deployment import deploy

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sim.fleet.clients import Clients
-from sim.fleet.failures import Failures
+from sim.fleet.reliability.clients import Clients
+from sim.fleet.reliability.failures import Failures
 from sim.fleet.service import Service
 from sim.fleet.world import OnEnd, World
 from sim.study.scenario import FleetSettings

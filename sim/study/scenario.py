@@ -19,16 +19,16 @@ from sim.engine.presets import GRAPHS_DECODE_ONLY, PRESETS, capture_sizes
 from sim.engine.shape_cache import ShapeSettings
 from sim.fleet.admission_settings import AdmissionSettings
 from sim.fleet.autoscaling import AutoscalerSettings
-from sim.fleet.client_settings import ClientSettings
 from sim.fleet.cold_start_settings import ColdStartSettings
 from sim.fleet.disaggregation_settings import DisaggregationSettings
-from sim.fleet.failure_settings import FailureSettings
-from sim.fleet.link_settings import LinkSettings
-from sim.fleet.mesh_settings import MeshSettings
-from sim.fleet.placement_settings import PlacementSettings, SiteSettings
+from sim.fleet.links.settings import LinkSettings
+from sim.fleet.places.mesh_settings import MeshSettings
+from sim.fleet.places.placement_settings import PlacementSettings, SiteSettings
+from sim.fleet.reliability.client_settings import ClientSettings
+from sim.fleet.reliability.failure_settings import FailureSettings
 from sim.fleet.routers import ROUTERS
 from sim.fleet.routing_settings import RoutingSettings, with_options_of
-from sim.fleet.weight_settings import WeightCacheSettings
+from sim.fleet.weights.settings import WeightCacheSettings
 from sim.results.slo import Slo
 from sim.study.pools import check_pools, pools_of, scaled, spell_out_routing
 from traces.source import TraceSource

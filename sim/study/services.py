@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ground.assumption import Assumption
-from sim.fleet.hop import Hop
-from sim.fleet.mesh import Mesh
-from sim.fleet.mesh_settings import MeshSettings
+from sim.fleet.places.hop import Hop
+from sim.fleet.places.mesh import Mesh
+from sim.fleet.places.mesh_settings import MeshSettings
 from sim.fleet.pool import Pool
 from sim.fleet.service import Service
 from sim.fleet.world import OnEnd, World

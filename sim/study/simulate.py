@@ -6,9 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from ground.assumption import Assumption
-from sim.fleet.adapters import with_adapters
 from sim.fleet.fleet import Fleet, FleetRun
-from sim.fleet.placement_settings import PlacementSettings
+from sim.fleet.places.placement_settings import PlacementSettings
+from sim.fleet.weights.adapters import with_adapters
 from sim.results import (
     energy,
     metrics,

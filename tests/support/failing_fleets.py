@@ -14,12 +14,12 @@ from simpy.events import NORMAL
 
 from sim.engine.config import EngineConfig
 from sim.fleet.admission_settings import MaxOutstandingSettings
-from sim.fleet.client_settings import ClientSettings
-from sim.fleet.clients import Clients
-from sim.fleet.failure_settings import FailureSettings
-from sim.fleet.failures import Failures
 from sim.fleet.fleet import Fleet, FleetRun
 from sim.fleet.pool import Pool
+from sim.fleet.reliability.client_settings import ClientSettings
+from sim.fleet.reliability.clients import Clients
+from sim.fleet.reliability.failure_settings import FailureSettings
+from sim.fleet.reliability.failures import Failures
 from sim.fleet.replica import ReplicaKind
 from sim.fleet.service import Service
 from sim.fleet.world import OnEnd, World

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from sim.engine.config import EngineConfig
 from sim.fleet.equal_replicas import equal_replicas
 from sim.fleet.fleet import FleetRun
-from sim.fleet.weight_cache import WeightCache
-from sim.fleet.weight_peers import WeightPeers
-from sim.fleet.weight_settings import WeightCacheSettings
-from sim.fleet.weights import Models, models_asked
+from sim.fleet.weights.cache import WeightCache
+from sim.fleet.weights.models import Models, models_asked
+from sim.fleet.weights.peers import WeightPeers
+from sim.fleet.weights.settings import WeightCacheSettings
 
 SIZE = 100  # bytes of a model
 UNIT_STEPS = LinearStepTimes(base=1.0, per_token=0.0, per_kv=0.0)

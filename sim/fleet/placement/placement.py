@@ -42,7 +42,7 @@ class Candidate(Protocol):
 
 @dataclass(frozen=True)
 class PlacementSetting:
-    """As in `sim.fleet.placement_settings.PlacementSettings`."""
+    """As in `sim.fleet.places.placement_settings.PlacementSettings`."""
 
     threshold: float = 0.8
     margin: float = 1.0

@@ -14,9 +14,9 @@ from ground.errors import UserError
 from sim.engine.config import EngineConfig
 from sim.engine.request import Request
 from sim.engine.scheduler import Scheduler
-from sim.fleet.adapters import with_adapters
 from sim.fleet.equal_replicas import equal_replicas
 from sim.fleet.fleet import FleetRun
+from sim.fleet.weights.adapters import with_adapters
 from sim.study.scenario import scenario_of
 from sim.study.simulate import load_trace, simulate
 from traces.table import Trace

@@ -15,9 +15,9 @@ from weight_runs import SIZE, cache_settings, with_models
 
 from sim.engine.config import EngineConfig
 from sim.fleet.routers import ROUTERS
-from sim.fleet.weight_cache import WeightCache
-from sim.fleet.weight_settings import WeightCacheSettings
-from sim.fleet.weights import Models, models_asked
+from sim.fleet.weights.cache import WeightCache
+from sim.fleet.weights.models import Models, models_asked
+from sim.fleet.weights.settings import WeightCacheSettings
 from sim.results.metric_names import STATUSES
 
 scalings = st.lists(st.tuples(INSTANTS, st.sampled_from([1, 1, -1, -2]), st.sampled_from([0.0, 0.2, 2.0])), max_size=5)

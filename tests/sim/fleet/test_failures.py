@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from ground.errors import UserError
 from sim.engine.config import EngineConfig
-from sim.fleet.failure_settings import FailureSettings
-from sim.fleet.failures import Failures
-from sim.fleet.network import Network
+from sim.fleet.links.network import Network
+from sim.fleet.reliability.failure_settings import FailureSettings
+from sim.fleet.reliability.failures import Failures
 from sim.fleet.world import World
 from sim.results.recorder import RequestRecorder
 

@@ -10,10 +10,10 @@ from simpy.events import NORMAL
 
 from sim.engine.clock import Clock
 from sim.engine.request import Request
-from sim.fleet.hop import Hop
-from sim.fleet.network import Network
+from sim.fleet.links.network import Network
+from sim.fleet.places.hop import Hop
+from sim.fleet.places.wide_area import Payload, WideArea
 from sim.fleet.service import Service
-from sim.fleet.wide_area import Payload, WideArea
 from sim.fleet.world import FINISHED, SHED, OnEnd, World
 from sim.results.recorder import RequestRecorder
 

@@ -4,8 +4,8 @@ import pytest
 
 from ground.errors import UserError
 from ground.spec import check_spec
-from sim.fleet.link_kinds import LINK_KINDS
-from sim.fleet.link_settings import LinkSettings
+from sim.fleet.links.kinds import LINK_KINDS
+from sim.fleet.links.settings import LinkSettings
 
 
 @pytest.mark.parametrize("kind", LINK_KINDS)

@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from sim.engine.clock import Clock
 from sim.engine.request import Request
-from sim.fleet.mesh import Connections, Mesh
-from sim.fleet.mesh_settings import MeshSettings, ProxyLatency
+from sim.fleet.places.mesh import Connections, Mesh
+from sim.fleet.places.mesh_settings import MeshSettings, ProxyLatency
 
 Stays = Sequence[tuple[float, float, bool]]  # (from, for how long, whether its client goes before the answer)
 

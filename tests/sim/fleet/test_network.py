@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from simpy.events import NORMAL
 
 from sim.engine.clock import Clock
-from sim.fleet.network import Network
+from sim.fleet.links.network import Network
 
 LINKS = 4
 PATHS = st.lists(st.integers(0, LINKS - 1), min_size=1, max_size=3, unique=True).map(tuple)

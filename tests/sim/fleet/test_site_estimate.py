@@ -12,10 +12,10 @@ from sim.engine.clock import Clock
 from sim.engine.config import EngineConfig
 from sim.engine.request import Request
 from sim.fleet.equal_replicas import equal_replicas
-from sim.fleet.network import Network
+from sim.fleet.links.network import Network
 from sim.fleet.placement.placement import Task
-from sim.fleet.site_estimate import ExpectedOutput, SiteEstimate
-from sim.fleet.wide_area import Payload, WideArea
+from sim.fleet.places.site_estimate import ExpectedOutput, SiteEstimate
+from sim.fleet.places.wide_area import Payload, WideArea
 
 TASK = Task("c", None, None)
 CONFIG = EngineConfig(kv_blocks=10_000, max_num_seqs=4, max_num_batched_tokens=64)

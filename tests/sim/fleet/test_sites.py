@@ -13,16 +13,16 @@ from simpy.events import NORMAL
 from sim.engine.config import EngineConfig
 from sim.engine.request import Request
 from sim.fleet.fleet import Fleet, FleetRun
-from sim.fleet.hop import Hop
-from sim.fleet.network import Network
+from sim.fleet.links.network import Network
 from sim.fleet.placement import PLACEMENTS
 from sim.fleet.placement.placement import PlacementSetting, Task
+from sim.fleet.places.hop import Hop
+from sim.fleet.places.site_estimate import ExpectedOutput, SiteEstimate
+from sim.fleet.places.sites import Sites
+from sim.fleet.places.wide_area import Payload, WideArea
 from sim.fleet.pool import Pool
 from sim.fleet.replica import ReplicaKind
 from sim.fleet.service import Service
-from sim.fleet.site_estimate import ExpectedOutput, SiteEstimate
-from sim.fleet.sites import Sites
-from sim.fleet.wide_area import Payload, WideArea
 from sim.fleet.world import OnEnd, World
 
 TIMES = LinearStepTimes()

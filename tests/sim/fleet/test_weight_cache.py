@@ -13,7 +13,7 @@ from weight_runs import SIZE, WEIGHT_KINDS, cache_settings, loads, requests_for,
 
 from sim.engine.config import EngineConfig
 from sim.fleet.fleet import FleetRun
-from sim.fleet.weights import Models
+from sim.fleet.weights.models import Models
 
 TIMES = LinearStepTimes()
 MODEL_NAMES = st.lists(st.sampled_from("abcdef"), min_size=20, max_size=60)

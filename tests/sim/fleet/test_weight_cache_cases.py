@@ -9,8 +9,8 @@ from weight_runs import requests_for, run, told
 from ground.errors import UserError
 from sim.engine.config import EngineConfig
 from sim.fleet.fleet import FleetRun
-from sim.fleet.weight_settings import WeightCacheSettings
-from sim.fleet.weights import Models
+from sim.fleet.weights.models import Models
+from sim.fleet.weights.settings import WeightCacheSettings
 
 
 def firsts(result: FleetRun) -> list[float]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from simpy.events import NORMAL
 
 from sim.engine.clock import Clock
-from sim.fleet.weight_link import SharedLink
+from sim.fleet.links.shared_link import SharedLink
 
 COPIES = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 100)), min_size=1, max_size=25)
 

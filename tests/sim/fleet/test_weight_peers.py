@@ -13,10 +13,10 @@ from weight_runs import SIZE, cache_settings, loads, requests_for, run, told, wi
 from sim.engine.clock import Clock
 from sim.engine.config import EngineConfig
 from sim.engine.request import Request
-from sim.fleet.weight_cache import WeightCache
-from sim.fleet.weight_peers import WeightPeers
-from sim.fleet.weight_settings import WeightCacheSettings
-from sim.fleet.weights import Models
+from sim.fleet.weights.cache import WeightCache
+from sim.fleet.weights.models import Models
+from sim.fleet.weights.peers import WeightPeers
+from sim.fleet.weights.settings import WeightCacheSettings
 from sim.results.recorder import EventRecorder
 from sim.study.scenario import scenario_of
 from sim.study.simulate import simulate

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from math import inf
 
 from sim.engine.clock import Clock
-from sim.fleet.network import Network
+from sim.fleet.links.network import Network
 
 
 class SharedLink:

@@ -5,7 +5,7 @@ A policy ranks; the lowest goes first, and of equals the one that has been idle 
 
 from collections.abc import Callable
 
-from sim.fleet.weights import Weights
+from sim.fleet.weights.models import Weights
 
 
 def least_recently_used(weights: Weights) -> float:

@@ -17,11 +17,11 @@ from simpy.events import URGENT
 
 from sim.engine.clock import Clock
 from sim.engine.request import Request
-from sim.fleet.weight_eviction import EVICTIONS
-from sim.fleet.weight_link import SharedLink
-from sim.fleet.weight_peers import WeightPeers
-from sim.fleet.weight_settings import WeightCacheSettings
-from sim.fleet.weights import Models, Weights
+from sim.fleet.links.shared_link import SharedLink
+from sim.fleet.weights.eviction import EVICTIONS
+from sim.fleet.weights.models import Models, Weights
+from sim.fleet.weights.peers import WeightPeers
+from sim.fleet.weights.settings import WeightCacheSettings
 from sim.results.recorder import EventRecorder
 
 

@@ -16,8 +16,8 @@ from simpy.events import NORMAL
 
 from sim.engine.clock import Clock
 from sim.engine.request import Request
-from sim.fleet.hop import Way
-from sim.fleet.mesh_settings import MeshSettings
+from sim.fleet.places.hop import Way
+from sim.fleet.places.mesh_settings import MeshSettings
 from traces.streams import stream
 
 _DRAWN = 4096  # latencies at a time
@@ -70,7 +70,7 @@ class Connections:
 
 
 class Mesh:
-    """A `sim.fleet.hop.Route`."""
+    """A `sim.fleet.places.hop.Route`."""
 
     name = "mesh"
 

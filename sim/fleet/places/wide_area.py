@@ -10,8 +10,8 @@ from simpy.events import URGENT
 
 from sim.engine.clock import Clock
 from sim.engine.request import Request
-from sim.fleet.hop import Way
-from sim.fleet.network import Network
+from sim.fleet.links.network import Network
+from sim.fleet.places.hop import Way
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Payload:
 
 
 class WideArea:
-    """A `sim.fleet.hop.Route`. Requests that are sent at once share the way up; tokens of a stream are small and share
-    nothing on the way down, as little as answers that come whole."""
+    """A `hop.Route`. Requests that are sent at once share the way up; tokens of a stream are small and share nothing on
+    the way down, as little as answers that come whole."""
 
     def __init__(
         self,

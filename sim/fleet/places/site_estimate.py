@@ -15,7 +15,7 @@ from sim.engine.clock import Clock
 from sim.engine.config import EngineConfig
 from sim.engine.request import Request
 from sim.fleet.placement.placement import Task
-from sim.fleet.wide_area import WideArea
+from sim.fleet.places.wide_area import WideArea
 
 _RECENT = 0.1  # weight of the newest observation in a mean of late
 _FORGOTTEN = 30.0  # seconds after which of an error that nobody has seen again 1/e is left

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from ground.assumption import Assumption
 from ground.spec import Spec
-from sim.fleet.link_kinds import LINK_KINDS
+from sim.fleet.links.kinds import LINK_KINDS
 
 
 class LinkFigures(NamedTuple):

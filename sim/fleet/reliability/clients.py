@@ -22,7 +22,7 @@ from simpy.events import NORMAL
 
 from sim.engine.clock import Clock
 from sim.engine.request import Request
-from sim.fleet.client_settings import ClientSettings, RetryBudgetSettings
+from sim.fleet.reliability.client_settings import ClientSettings, RetryBudgetSettings
 from sim.fleet.service import Service
 from sim.fleet.world import TIMED_OUT, OnEnd, World
 from traces.streams import stream

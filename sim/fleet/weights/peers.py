@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sim.fleet.weight_cache import WeightCache
+    from sim.fleet.weights.cache import WeightCache
 
 
 class WeightPeers:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from simpy.events import URGENT
 
 from sim.engine.clock import Clock, Instant
-from sim.fleet.fair_share import NOTHING, Share, fair_shares
+from sim.fleet.links.fair_share import NOTHING, Share, fair_shares
 
 
 class Link:

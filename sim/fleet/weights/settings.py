@@ -10,8 +10,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from ground.assumption import Assumption
 from ground.errors import UserError
 from ground.spec import Spec
-from sim.fleet.weight_eviction import EVICTIONS
-from sim.fleet.weights import Models
+from sim.fleet.weights.eviction import EVICTIONS
+from sim.fleet.weights.models import Models
 
 _KEY = "fleet.weight_cache"
 _NAMED = 5  # models that a note lists

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from sim.engine.request import Request
-from sim.fleet.hop import Hop
 from sim.fleet.placement.placement import Placement, Task
-from sim.fleet.site_estimate import ExpectedOutput, SiteEstimate
+from sim.fleet.places.hop import Hop
+from sim.fleet.places.site_estimate import ExpectedOutput, SiteEstimate
 from sim.fleet.world import FINISHED, OnEnd
 
 

@@ -24,9 +24,9 @@ from simpy.events import NORMAL
 from ground.errors import UserError
 from sim.engine.request import Request
 from sim.fleet.duration import seconds_of
-from sim.fleet.failure_settings import FailureSettings, RandomFailures, ScriptedFailure
-from sim.fleet.network import Link
+from sim.fleet.links.network import Link
 from sim.fleet.pool import Pool
+from sim.fleet.reliability.failure_settings import FailureSettings, RandomFailures, ScriptedFailure
 from sim.fleet.replica import Replica
 from sim.fleet.world import World
 from traces.streams import stream

@@ -1,0 +1,1 @@
+"""Sites far apart: hops, meshes, estimates."""

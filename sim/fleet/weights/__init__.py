@@ -1,0 +1,1 @@
+"""Weights of models in the memory of hosts: caches, peers, eviction."""
