@@ -53,6 +53,15 @@ def _synthetic(requests: int, replicas: int) -> dict[str, Any]:
     return {"trace": {"synth": synth}, "fleet": {"replicas": replicas, "router": "round_robin"}}
 
 
+def _shared(requests: int, replicas: int) -> dict[str, Any]:
+    """The same behind system prompts that many of them share, before a router that knows prefixes."""
+    scenario = _synthetic(requests, replicas)
+    tokens = {"distribution": "constant", "value": 512}
+    scenario["trace"]["synth"] |= {"prefixes": {"groups": 1000, "tokens": tokens, "zipf": 1.0}, "block_tokens": 256}
+    scenario["fleet"]["router"] = "prefix_aware"
+    return scenario
+
+
 def _traced(path: Path, replicas: int, router: str) -> dict[str, Any]:
     return {"trace": {"file": str(path)}, "fleet": {"replicas": replicas, "router": router}}
 
@@ -62,6 +71,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "mooncake8": {router: _traced(MOONCAKE, 8, router) for router in ("round_robin", "prefix_aware")},
     "azure4": {"least_outstanding": _traced(AZURE, 4, "least_outstanding")},
     "million": {"round_robin": _synthetic(1_000_000, 64)},
+    "fleet": {"prefix_aware": _shared(1_000_000, 256)},
     "scale": {
         "10k requests": _synthetic(10_000, 64),
         "100k requests": _synthetic(100_000, 64),

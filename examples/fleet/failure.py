@@ -63,9 +63,12 @@ def run() -> Exhibit:
         [
             (
                 lines(
-                    {name: _by_time(run) for name, run in runs.items()}, "second", "TTFT p99 of 20 s, s", mode="lines"
+                    {name: _by_time(run) for name, run in runs.items() if "slow" not in name},
+                    "second",
+                    "TTFT p99, s",
+                    mode="lines",
                 ),
-                "First tokens around the failure, by when a request arrived.",
+                "First tokens around the crash, by when a request arrived.",
             )
         ],
     )
