@@ -27,7 +27,7 @@ def test_a_symptom_gives_its_calibrated_figure_and_a_page(tmp_path: Path) -> Non
         check=True,
         timeout=120,
     )
-    assert "Synchronous" in done.stdout and "report.html" in done.stdout
+    assert "Synchronous" in done.stdout and re.search(r"report\.html \(\d+ s\)\n$", done.stdout)
     [symptom] = json.loads((out / "slowdown.json").read_text())
     latency, rate = symptom["rows"]
     assert latency["simulated"] == "128 ms" and latency["reference"].startswith("128 ms")

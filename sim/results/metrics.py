@@ -11,6 +11,7 @@ import polars as pl
 from sim.results import cost, memory_metrics
 from sim.results.metric_names import LATENCIES, STATISTICS, STATUSES
 from sim.results.slo import Slo
+from sim.results.spans import union_length
 
 
 def compute(
@@ -171,12 +172,8 @@ def _by_replica(steps: pl.DataFrame) -> list[pl.DataFrame]:
 
 
 def _busy_time(rows: pl.DataFrame) -> float:
-    """Length of the union of one replica's steps (those of a pipeline overlap)."""
-    start, end = rows["start"].to_numpy(), rows["end"].to_numpy()
-    by_start = np.argsort(start, kind="stable")
-    start, end = start[by_start], end[by_start]
-    covered = np.concatenate(([-np.inf], np.maximum.accumulate(end)[:-1]))
-    return float(np.maximum(0.0, end - np.maximum(start, covered)).sum())
+    """Of one replica, whose steps may overlap if it is a pipeline."""
+    return union_length(rows["start"].to_numpy(), rows["end"].to_numpy())
 
 
 def _kv_block_seconds(replicas: list[pl.DataFrame], last: float | None) -> float | None:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from sim.results.spans import union_length
+
 Spans = np.ndarray  # (spans, 2): begin and end
 
 
@@ -58,7 +60,7 @@ def compute(
         "downs": int((changes < 0).sum()),
         "starts": len(started),
         "start": _mean(started["ready"] - started["requested"]),
-        "under_provisioned": _length(np.clip(waited, begin, end)) / duration if duration else None,
+        "under_provisioned": union_length(*np.clip(waited, begin, end).T) / duration if duration else None,
     }
 
 
@@ -116,13 +118,6 @@ def _asleep_gpu_seconds(events: pl.DataFrame, begin: float, end: float) -> float
         left=end - pl.col("time").clip(begin, end), gpus=pl.col("amount") * sign
     )
     return float((slept["left"] * slept["gpus"]).sum())
-
-
-def _length(spans: Spans) -> float:
-    """Of the union."""
-    spans = spans[np.argsort(spans[:, 0], kind="stable")]
-    covered = np.concatenate([[-np.inf], np.maximum.accumulate(spans[:, 1])[:-1]]) if len(spans) else np.zeros(0)
-    return float(np.maximum(0.0, spans[:, 1] - np.maximum(spans[:, 0], covered)).sum())
 
 
 def _mean(values: pl.Series) -> float | None:

@@ -12,6 +12,7 @@ from polars.testing import assert_frame_equal
 
 from ground.errors import UserError
 from sim.engine.presets import PRESETS
+from sim.fleet.routers import ROUTERS
 from sim.study.deployment import deploy
 from sim.study.scenario import Scenario, load_scenario, make_scenario, parse_override
 from sim.study.simulate import simulate
@@ -68,7 +69,7 @@ def refusal(overrides: dict[str, Any]) -> str:
         ("engine.preset", ["vllm-0.11"], "unknown preset ['vllm-0.11']"),
         ("engine", None, "engine: Input should be a valid dictionary"),
         ("fleet.replicas", -1, "fleet.replicas: Input should be greater than or equal to 0, found -1"),
-        ("fleet.router", "nearest", "unknown router 'nearest', expected one of "),
+        ("fleet.router", "nearest", f"unknown router 'nearest', expected one of {', '.join(ROUTERS)}"),
         ("slo.ttft", float("nan"), "slo.ttft"),
         ("slo.attainment", 1.5, "slo.attainment"),
         ("gpu_hour_price", float("inf"), "gpu_hour_price"),
