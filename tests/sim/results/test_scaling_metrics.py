@@ -66,7 +66,8 @@ def test_they_are_what_is_counted_instant_by_instant(
     assert found["asked"] == pytest.approx(expected["asked"], abs=0.02)
     assert found["gpu_hours"] == pytest.approx(expected["gpu_hours"], rel=0.01)
     assert found["under_provisioned"] == pytest.approx(expected["under_provisioned"], abs=0.02)
-    assert found["replicas"]["min"] <= found["replicas"]["mean"] <= found["replicas"]["max"]
+    rounding = 1e-9  # a mean over time is a sum of products: of equal numbers it may be a last digit above them
+    assert found["replicas"]["min"] - rounding <= found["replicas"]["mean"] <= found["replicas"]["max"] + rounding
     assert found["ups"] + found["downs"] == (result.events["kind"] == "scaled").sum()
 
 
