@@ -67,8 +67,6 @@ class Collectives:
         curve = self._curves.get((operation, ranks))
         if curve is None and self.fabric is not None and operation in nccl_model.OPERATIONS:
             return nccl_model.seconds(self.fabric, operation, ranks, size)
-        if curve is None and self.fabric is not None and operation in nccl_model.OPERATIONS:
-            return nccl_model.seconds(self.fabric, operation, ranks, size)
         if curve is None:
             known = ", ".join(sorted({f"{name} × {count}" for name, count in self._curves})) or "none"
             raise UserError(f"{self.source}: no {operation} between {ranks} ranks; measured are {known}")

@@ -6,6 +6,8 @@ PAT, which need a switch of InfiniBand or one GPU a node. NCCL chooses by it; it
 bundled tables it errs as `tests/calibrate/test_nccl_model.py` says, so a measured table always comes first.
 
 All-to-all and send/receive have no model there: they take the ring's latency of one hop and the bytes that leave a GPU.
+Without NVLink more than two GPUs share what their host joins them by (`fabric.Bridge`): all hops of a ring that pass
+it, and all of an all-to-all. What a host's memory and its virtualisation add nobody publishes.
 
 The custom all-reduce is vLLM's (csrc/custom_all_reduce.cuh): in one shot every rank reads all others' buffers, in two
 shots each reduces its part and then gathers the others'. Which of them runs is vLLM's rule; a barrier takes the 5 µs
@@ -140,7 +142,10 @@ def _all_to_all(fabric: Fabric, ranks: int, size: float) -> float:
     local, far = size * (ranks / nodes - 1) / ranks, size * (1 - 1 / nodes)
     if not fabric.nvlink:  # the network card is reached over the same link
         local += far
-    return _hop(fabric, nodes > 1) + max(local / fabric.bandwidth, far / fabric.network)
+    ways = [local / fabric.bandwidth, far / fabric.network]
+    if bridge := fabric.shared(ranks):
+        ways.append(size * bridge.passing(ranks) / bridge.bandwidth)
+    return _hop(fabric, nodes > 1) + max(ways)
 
 
 def _custom(fabric: Fabric, ranks: int, size: float) -> dict[str, float]:

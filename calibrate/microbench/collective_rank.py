@@ -14,7 +14,7 @@ import torch.distributed as dist
 # be lost between the clocks of the ranks (NVIDIA/nccl-tests counts so too).
 _SAMPLE_SECONDS = 5e-4
 _MOST_CALLS = 200
-_FEWEST_SAMPLES, _MOST_SAMPLES = 5, 100
+_FEWEST_SAMPLES, _MOST_SAMPLES = 3, 100
 
 
 class Point(NamedTuple):

@@ -22,6 +22,7 @@ HISTORY = {
 }
 WAITING = {"type": "external", "metric": "vllm:num_requests_waiting", "average_value": 2.0}
 SEATS = {"type": "resource", "metric": "seats", "utilization": 50}
+PLANNER = {"policy": "planner", "ttft": 10.0, "itl": 0.06}
 PREDICTIVE = {"policy": "predictive", "history": HISTORY, "ttft": 10.0, "itl": 0.06, "interval": 300.0, "horizon": 3}
 POLICIES: dict[str, dict[str, Any]] = {
     "fixed at 2": {"fleet.replicas": 2},
@@ -29,7 +30,9 @@ POLICIES: dict[str, dict[str, Any]] = {
     "HPA, requests waiting": {"policy": "hpa", "metrics": [WAITING]},
     "HPA, seats at 50 %": {"policy": "hpa", "metrics": [SEATS]},
     "KEDA, 4 requests a replica": {"policy": "keda", "min": 1, "triggers": [{"metric": "concurrency", "threshold": 4}]},
-    "SLA planner": {"policy": "planner", "ttft": 10.0, "itl": 0.06, "predictor": "constant"},
+    "SLA planner": PLANNER | {"predictor": "constant"},
+    "SLA planner, ARIMA": PLANNER | {"predictor": "arima"},
+    "SLA planner, Kalman": PLANNER | {"predictor": "kalman"},
     "seasonal-naive forecast": PREDICTIVE | {"forecaster": "seasonal_naive", "season": 288, "rule": "target"},
     "LSTM forecast, > 80 % → +1": PREDICTIVE | {"forecaster": "lstm", "refit": 300},
 }

@@ -20,6 +20,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 # Evicted ids that a pool remembers, to say what had to be computed again for want of room; with more it forgets all.
 _REMEMBERED = 1 << 17
 
@@ -106,7 +108,7 @@ class BlockPool:
         self.total = blocks
         self.free = blocks
         self.block_size = block_size
-        everything = Span(Ids("i", range(blocks - 1, -1, -1)))  # taken from the end: block 0 first
+        everything = Span(_last_to_first(blocks))  # taken from the end: block 0 first
         everything.holders = 0
         self._queue: OrderedDict[Span, None] = OrderedDict({everything: None})
         # Id → the span that has its blocks; None: they were evicted.
@@ -140,8 +142,8 @@ class BlockPool:
             if len(ids) > count:
                 taken += ids[-count:]
                 del ids[-count:]
-                if span.count:
-                    self._forget(span, -(-len(ids) // span.per_key))
+                if (kept := -(-len(ids) // span.per_key)) < span.count:
+                    self._forget(span, kept)
                 break
             taken += ids
             count -= len(ids)
@@ -285,7 +287,7 @@ class BlockPool:
         self.take(self.total)
         self._cached.clear()
         self._evicted = 0
-        self._enqueue(Span(Ids("i", range(self.total - 1, -1, -1))))
+        self._enqueue(Span(_last_to_first(self.total)))
 
     def _enqueue(self, span: Span) -> None:
         span.holders = 0
@@ -362,6 +364,10 @@ class BlockPool:
         if self._evicted > _REMEMBERED:
             self._cached = {key: span for key, span in self._cached.items() if span is not None}
             self._evicted = 0
+
+
+def _last_to_first(blocks: int) -> Ids[int]:
+    return Ids("i", np.arange(blocks - 1, -1, -1, dtype=np.intc).tobytes())
 
 
 def _common(keys: Sequence[int], position: int, span: Span) -> int:

@@ -42,6 +42,7 @@ class Request:
         "session",
         "swapped",
         "target",
+        "way_back",
     )
 
     def __init__(
@@ -65,6 +66,7 @@ class Request:
         self.priority = priority  # larger = more urgent
         self.session = session
         self.adapter = adapter  # None: the base model
+        self.way_back = 0.0  # seconds until its client sees its first token; inf: not before it has all
 
         self.start_over()
 

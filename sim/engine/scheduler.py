@@ -35,7 +35,8 @@ class Scheduler(RunningRequests):
 
     @property
     def waiting_count(self) -> int:
-        return len(self._waiting) + len(self.remote)
+        waiting = len(self._waiting)
+        return waiting if self.remote.connector is None else waiting + len(self.remote)
 
     @property
     def blocks_held(self) -> int:
@@ -114,7 +115,7 @@ class Scheduler(RunningRequests):
             request.computed = chunk.start + chunk.tokens
             if request.repeats_until or request.holding.cached_anew:
                 self._count_repeats(plan, chunk)
-            if chunk.last:
+            if request.computed == request.target:  # its last chunk
                 del self._prefilling[request]
                 if not request.generated:
                     plan.first_tokens.append(request)

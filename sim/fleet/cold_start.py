@@ -1,7 +1,8 @@
 """How a replica comes to be ready: a node, the image, the weights, the engine, its graphs; or an engine that wakes.
 
 Every part that takes time is an event `cold_start` with its seconds; `detail` says which: node, image, weights and
-where from, init, graphs, wake. An engine that falls asleep is an event `asleep`, one that wakes `woken`.
+where from, init, graphs, wake. An engine that falls asleep is an event `asleep`, one that wakes `woken`, each with the
+name of its pool.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class ColdStart:
         assert settings is not None
         node = self.nodes.move(sleeper, replica.number)
         events, clock = self._world.events, self._world.clock
-        events.append(clock.now, replica.number, "woken", amount=self._pool.kind.gpus)
+        events.append(clock.now, replica.number, "woken", amount=self._pool.kind.gpus, detail=self._pool.name or None)
         random = stream(self._world.seed, f"wake {replica.number}")
         if settings.level == 2 and not (yield from self._load(replica, node)):
             return
@@ -172,8 +173,8 @@ class ColdStart:
 
     def _fall_asleep(self, number: int) -> None:
         self._asleep.append(number)
-        gpus, now = self._pool.kind.gpus, self._world.clock.now
-        self._world.events.append(now, max(-1, number), "asleep", amount=gpus)
+        pool, now = self._pool, self._world.clock.now
+        self._world.events.append(now, max(-1, number), "asleep", amount=pool.kind.gpus, detail=pool.name or None)
 
     def _link_of(self, peer: int) -> Link:
         link = self._ready[peer]

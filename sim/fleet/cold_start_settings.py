@@ -154,4 +154,5 @@ class ColdStartSettings(Spec):
         if self.sleep is not None:
             text = f"vLLM's sleep level {self.sleep.level}; a sleeping engine's GPUs are paid for at a share"
             note("sleep.share", self.sleep.share, "share", "user", text)
+            note("sleep.power", "idle", "", "assumed", "a sleeping engine's GPUs draw what idle ones do")
         return self.model_copy(update=found), notes

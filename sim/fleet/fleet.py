@@ -14,6 +14,7 @@ from sim.engine.session_accounts import sessions_table
 from sim.fleet.model_prefixes import tell_models_apart
 from sim.fleet.request_rows import LaterTurns, RequestRows
 from sim.fleet.service import Service
+from sim.fleet.uncollected import uncollected
 from sim.fleet.world import FINISHED, OnEnd, World
 from sim.results.energy import ReplicaPower
 from sim.results.recorder import RequestRecorder
@@ -49,14 +50,16 @@ class Fleet:
         self._trace = requests
         self._records = RequestRecorder(requests["prompt_tokens"].to_numpy(), requests["output_tokens"].to_numpy())
         self.world = World(self._records, seed, leap)
-        self._later = LaterTurns(requests)
+        later = LaterTurns(requests)
+        self._later = later if len(later) else None
         self.service = service(self.world, self._ended)
         self.world.clock.process(self._arrivals())
 
     def run(self) -> FleetRun:
         """Simulate until nothing is left to do."""
         world = self.world
-        events = world.clock.run_out()
+        with uncollected():
+            events = world.clock.run_out()
         requests = self._records.table()
         self.service.close(requests["finish"].max() or 0.0)  # type: ignore[arg-type]
         return FleetRun(
@@ -88,13 +91,13 @@ class Fleet:
             self._records.finished(request)
         else:
             self._records.failed[request.request_id] = status
-        if self._later:
-            self._release_next_turns(request)
+        if self._later is not None:
+            self._release_next_turns(self._later.of(request.request_id))
 
-    def _release_next_turns(self, request: Request) -> None:
+    def _release_next_turns(self, turns: Sequence[tuple[Request, float]]) -> None:
         """The user reads the answer (or the error), thinks, and goes on."""
         clock = self.world.clock
-        for turn, think_time in self._later.of(request.request_id):
+        for turn, think_time in turns:
             turn.arrival = clock.now + think_time
             event = clock.at(turn.arrival, simpy.events.NORMAL)
             event.callbacks = [lambda _, turn=turn: self._arrive(turn)]

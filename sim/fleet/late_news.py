@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from sim.engine.clock import Clock
@@ -21,6 +22,10 @@ class LateNews:
         self._clock = clock
         self._delay = delay
         self._under_way: deque[tuple[float, Callable[..., None], tuple[Any, ...]]] = deque()
+
+    def late(self, hearer: Callable[..., None]) -> Callable[..., None]:
+        """Whom to tell what the hearer is to hear: itself, where nothing is late."""
+        return partial(self.tell, hearer) if self._delay else hearer
 
     def tell(self, hearer: Callable[..., None], *news: Any) -> None:
         if self._delay:

@@ -64,6 +64,10 @@ class Pool:
             RouterSetting(random, kv_tokens, kind.engine.block_size, routing, lambda: clock.now)
         )
         self._news = LateNews(clock, routing.load_delay)
+        self._tell_load_sent = self._news.late(self.load.sent)
+        self._tell_load_ended = self._news.late(self.load.ended)
+        self._tell_router_sent = self._news.late(self.router.sent)
+        self._tell_router_ended = self._news.late(self.router.ended)
         self._admission: Admission | None = None
         if admission is not None:
             hall = Hall(
@@ -163,8 +167,8 @@ class Pool:
         taken_over: list[Request] = []
         for request in lost:
             del self._of[request.request_id]
-            self._news.tell(self.load.ended, replica.number, request)
-            self._news.tell(self.router.ended, request, replica.number)
+            self._tell_load_ended(replica.number, request)
+            self._tell_router_ended(request, replica.number)
             if self.takes_over is not None and self.takes_over(request):
                 taken_over.append(request)
             else:
@@ -184,9 +188,10 @@ class Pool:
     def _send(self, request: Request) -> None:
         self._news.hear()
         replica = self.members[self.router.choose(request, self.load)]
-        self._news.tell(self.load.sent, replica.number, request)
-        self._news.tell(self.router.sent, request, replica.number)
-        self._world.requests.replica[request.request_id] = replica.number
+        number = replica.number
+        self._tell_load_sent(number, request)
+        self._tell_router_sent(request, number)
+        self._world.requests.replica[request.request_id] = number
         self._of[request.request_id] = replica
         replica.submit(request)
 
@@ -197,8 +202,8 @@ class Pool:
 
     def _took_leave(self, replica: Replica, request: Request) -> None:
         """It is on the replica no more."""
-        self._news.tell(self.load.ended, replica.number, request)
-        self._news.tell(self.router.ended, request, replica.number)
+        self._tell_load_ended(replica.number, request)
+        self._tell_router_ended(request, replica.number)
         if replica.leaving:
             self._end_if_drained(replica, "scaled down")
 

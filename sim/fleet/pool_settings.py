@@ -13,6 +13,15 @@ from sim.fleet.routers import ROUTERS
 from sim.fleet.routing_settings import RoutingSettings, with_options_of
 
 
+def spell_out_router(given: dict[str, Any], routing: Any = None) -> dict[str, Any]:
+    """What was given for a pool, or for a fleet of one, where the options of the router that is used are there with
+    their defaults; `routing` stands for those that are not given. Raises ValueError: there is no such router."""
+    router = given.get("router", "round_robin")
+    if not isinstance(router, str) or router not in ROUTERS:
+        raise ValueError(f"unknown router {router!r}, expected one of {', '.join(ROUTERS)}")
+    return {**given, "routing": with_options_of(router, given.get("routing", routing))}
+
+
 class PoolSettings(Spec):
     replicas: int = Field(default=1, gt=0, description="that are there when the run begins")
     router: str = Field(default="round_robin", description=f"one of {', '.join(ROUTERS)}")
@@ -34,10 +43,4 @@ class PoolSettings(Spec):
     @model_validator(mode="before")
     @classmethod
     def _spell_out_router(cls, given: Any) -> Any:
-        """The options of the router that is used are there, with their defaults."""
-        if not isinstance(given, dict):
-            return given
-        router = given.get("router", "round_robin")
-        if not isinstance(router, str) or router not in ROUTERS:
-            raise ValueError(f"unknown router {router!r}, expected one of {', '.join(ROUTERS)}")
-        return {**given, "routing": with_options_of(router, given.get("routing"))}
+        return spell_out_router(given) if isinstance(given, dict) else given

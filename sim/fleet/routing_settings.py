@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from ground.spec import Spec
-from sim.fleet.scorers import SCORERS
+from sim.fleet.replica_scores import SCORERS
 
 
 class PrefixAwareSettings(Spec):

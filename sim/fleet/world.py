@@ -22,7 +22,7 @@ FINISHED = "finished"
 REJECTED = "rejected"  # longer than an engine takes
 SHED = "shed"  # turned away at the door
 TIMED_OUT = "timed_out"  # its client gave up
-FAILED = "failed"  # lost with a replica, and not tried again
+FAILED = "failed"  # lost with a replica and not tried again, or no site is left
 
 # Told of every request that ends, with one of the words above.
 OnEnd = Callable[[Request, str], None]

@@ -14,6 +14,7 @@ def compute(
     replicas: pl.DataFrame | None,
     first: float | None,
     last: float | None,
+    asleep: pl.DataFrame | None = None,
 ) -> dict[str, Any]:
     """`total`, and that per million output tokens, per million tokens of prompt and output, per finished request and
     per request that kept the SLO. `pools` and `sites` have each one's part, where there are several.
@@ -22,6 +23,7 @@ def compute(
         finished, good: requests that finished, and those of them that kept the SLO.
         replicas: table with the columns of `sim.results.tables.REPLICAS`, of a simulated fleet.
         first, last: the run's first arrival and last finish.
+        asleep: `sim.results.sleeping.stays` of engines that slept.
     """
     output = int(finished["output_tokens"].sum())
     tokens = output + int(finished["prompt_tokens"].sum())
@@ -33,7 +35,7 @@ def compute(
         "per_good_request": _per(total, len(good)),
     }
     if total is not None and replicas is not None and first is not None and last is not None:
-        paid = with_paid(replicas, first, last)
+        paid = with_paid(replicas, first, last, asleep)
         for name in ("pool", "site"):
             parts = (
                 paid.filter(pl.col(name).is_not_null()).group_by(name, maintain_order=True).agg(pl.col("cost").sum())
@@ -43,11 +45,16 @@ def compute(
     return numbers
 
 
-def with_paid(replicas: pl.DataFrame, first: float, last: float) -> pl.DataFrame:
-    """The replicas with `gpu_seconds` and `cost` of each between two moments; a cost is null without a price."""
+def with_paid(replicas: pl.DataFrame, first: float, last: float, asleep: pl.DataFrame | None = None) -> pl.DataFrame:
+    """The replicas with `gpu_seconds` and `cost` of each between two moments; a cost is null without a price. Engines
+    that slept (`sim.results.sleeping.stays`) follow as rows of their own, which cost and have no GPU seconds."""
     since, until = pl.col("requested").clip(first, last), pl.col("ended").fill_null(last).clip(first, last)
     seconds = (until - since) * pl.col("gpus")
-    return replicas.with_columns(gpu_seconds=seconds, cost=seconds / 3600 * pl.col("gpu_hour_price"))
+    paid = replicas.with_columns(gpu_seconds=seconds, cost=seconds / 3600 * pl.col("gpu_hour_price"))
+    if asleep is None:
+        return paid
+    slept = asleep.with_columns(gpu_seconds=pl.lit(0.0), cost=seconds / 3600 * pl.col("gpu_hour_price"))
+    return pl.concat([paid, slept])
 
 
 def _per(total: float | None, count: int, times: float = 1.0) -> float | None:

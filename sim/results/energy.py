@@ -14,7 +14,7 @@ import polars as pl
 
 from calibrate.power_law import PowerLaw
 
-STATES = ("prefill", "decode", "idle", "starting")
+STATES = ("prefill", "decode", "idle", "starting", "asleep")
 _KILOWATT_HOUR = 3.6e6  # joules
 
 
@@ -49,11 +49,13 @@ def compute(
     powers: Sequence[ReplicaPower | None],
     *,
     electricity_price: float | None = None,
+    asleep: pl.DataFrame | None = None,
 ) -> dict[str, Any] | None:
     """The energy of a run, from its first arrival to its last finish; None where a replica's watts are not known.
 
     - `joules`: of all replicas while they were there: `states` of them prefill, decode, idle and starting (which draws
-      what idle does). `replicas`, `pools` and `sites` have each one's.
+      what idle does), and of engines that slept (which do too). `pools` and `sites` have each one's, `replicas` each
+      one's without sleep.
     - `joules_per_output_token`: over the output tokens of finished requests.
     - `watts.mean`: joules over the duration.
     - `cost`: at `electricity_price`, of one kWh.
@@ -63,6 +65,7 @@ def compute(
     Args:
         requests, steps, replicas: tables with the columns of `sim.results.tables`.
         powers: what each replica draws, by its number.
+        asleep: `sim.results.sleeping.stays` of engines that slept.
     """
     if any(power is None for power in powers):
         return None
@@ -71,6 +74,9 @@ def compute(
     if first is None or last is None:
         return _numbers(None, None, None, electricity_price) | {"replicas": {}, "pools": {}, "sites": {}}
     joules = _joules(_in_window(steps, first, last), _in_window(replicas, first, last, "requested", "ended"), powers)
+    if asleep is not None:
+        slept = _in_window(asleep, first, last, "requested", "ended")
+        joules = pl.concat([joules, _asleep(slept, replicas, powers)], how="vertical_relaxed")
     tokens = int(requests.filter(pl.col("status") == "finished")["output_tokens"].sum())
     total = {state: float(joules[state].sum()) for state in STATES}
     whole = joules.with_columns(joules=pl.sum_horizontal(STATES))
@@ -80,7 +86,11 @@ def compute(
         return dict(there.group_by(name, maintain_order=True).agg(pl.col("joules").sum()).iter_rows())
 
     return _numbers(total, last - first, tokens, electricity_price) | {
-        "replicas": {str(number): joules for number, joules in whole.select("replica", "joules").iter_rows()},
+        "replicas": {
+            str(number): joules
+            for number, joules in whole.select("replica", "joules").iter_rows()
+            if number is not None
+        },
         "pools": parts("pool"),
         "sites": parts("site"),
     }
@@ -142,7 +152,16 @@ def _joules(steps: pl.DataFrame, replicas: pl.DataFrame, powers: Sequence[Any]) 
         decode=decode[numbers],
         idle=idle * idle_watts,
         starting=starting * idle_watts,
+        asleep=pl.lit(0.0),
     )
+
+
+def _asleep(slept: pl.DataFrame, replicas: pl.DataFrame, powers: Sequence[Any]) -> pl.DataFrame:
+    """The same of engines that slept, one row a sleep: each draws what an idle replica of its pool does."""
+    idle = {pool: powers[number].idle for pool, number in replicas.select("pool", "replica").iter_rows()}
+    watts = pl.col("pool").replace_strict(idle, return_dtype=pl.Float64)
+    nothing = {state: pl.lit(0.0) for state in STATES[:-1]}
+    return slept.select("replica", "pool", "site", **nothing, asleep=(pl.col("ended") - pl.col("requested")) * watts)
 
 
 def _seconds(rows: pl.DataFrame) -> np.ndarray:

@@ -96,7 +96,7 @@ METRICS: dict[str, Metric] = {
     "scaling.asked": Metric("Replicas asked for mean", "replicas", "smaller"),
     "scaling.gpu_hours": Metric("GPU hours", "GPU h", "smaller"),
     "scaling.asleep_gpu_hours": Metric("GPU hours asleep", "GPU h", "smaller"),
-    "scaling.asleep_cost": Metric("Cost of sleeping engines, beside the total", "price", "smaller"),
+    "scaling.asleep_cost": Metric("Cost of sleeping engines, in the total", "price", "smaller"),
     "scaling.ups": Metric("Scale-ups", "changes", "smaller"),
     "scaling.downs": Metric("Scale-downs", "changes", "smaller"),
     "scaling.starts": Metric("Cold starts", "changes", "smaller"),
@@ -124,6 +124,7 @@ METRICS: dict[str, Metric] = {
     "energy.states.decode": Metric("Energy of decode", "J", "smaller"),
     "energy.states.idle": Metric("Energy while idle", "J", "smaller"),
     "energy.states.starting": Metric("Energy while starting", "J", "smaller"),
+    "energy.states.asleep": Metric("Energy while asleep", "J", "smaller"),
     "energy.cost": Metric("Price of the energy", "price", "smaller"),
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from sim.results import cost, memory_metrics
+from sim.results import cost, kv_use, memory_metrics
 from sim.results.metric_names import LATENCIES, STATISTICS, STATUSES
 from sim.results.slo import Slo
 from sim.results.spans import union_length
@@ -25,6 +25,7 @@ def compute(
     memory: pl.DataFrame | None = None,
     events: pl.DataFrame | None = None,
     replicas: pl.DataFrame | None = None,
+    asleep: pl.DataFrame | None = None,
 ) -> dict[str, Any]:
     """The metrics of a run as a JSON-able dictionary; its dotted names are those of `metric_names.METRICS`.
 
@@ -40,13 +41,14 @@ def compute(
     - `slo`: the limits and target given; `attainment` is the share of ALL requests that finished within every limit;
       `met` says whether it reaches the target.
     - `goodput`: requests that meet the SLO, and their output tokens, per second of `duration`.
-    - `kv`: share of all blocks of the fleet held by requests: time-weighted `mean` over `duration` and `peak` over
-      the ends of steps; `blocks` is `kv_blocks_total`.
+    - `kv`: share of the blocks that the fleet had at each time which requests held: time-weighted `mean` over
+      `duration`, and `peak` (`kv_use.compute`); `blocks` is `kv_blocks_total`.
     - `prefix_hit_rate`: prompt tokens found in the prefix cache, of all prompt tokens of requests that were scheduled.
     - `preemptions`: their number over all requests, those of engines that were started anew included.
     - `gpu_seconds`: those of every replica from when it was asked for until it was given back, within `duration`;
-      without a table of replicas `gpus` × `duration`. `cost`: `total` is that at each replica's price, without a table
-      at `gpu_hour_price`, in the price's currency; the others are of `cost.compute`, per what finished requests got.
+      without a table of replicas `gpus` × `duration`. `cost`: `total` is that at each replica's price, and what engines
+      that slept cost, without a table at `gpu_hour_price`, in the price's currency; the others are of `cost.compute`,
+      per what finished requests got.
     - `decode_batch`: mean number of decoding sequences over the steps that decode.
     - `memory`: what `memory_metrics.compute` says of the memory table, where there is one.
     - `busy`: share of `duration` in which a replica runs a step, for each replica that ran one, and their mean.
@@ -55,10 +57,12 @@ def compute(
         requests, steps: tables with the columns of `sim.results.tables`.
         gpus: GPUs of the whole fleet; null where the server does not say.
         gpu_hour_price: price of one GPU for one hour.
-        kv_blocks_total: KV blocks of the whole fleet; null where the server does not say, or there is no pool.
+        kv_blocks_total: KV blocks of the whole fleet; null where the server does not say, there is no pool, or replicas
+            come and go.
         memory: table of the devices' memory, where it was modelled.
         events: what else happened; its restarts begin processes whose memory is empty.
         replicas: when each replica came and went, where the fleet was simulated.
+        asleep: `sim.results.sleeping.stays` of engines that slept.
     """
     finished = requests.filter(pl.col("status") == "finished")
     good = finished.filter(_meets(slo))
@@ -76,7 +80,7 @@ def compute(
     gpu_seconds = _product(gpus, duration)
     paid = None if gpu_seconds is None or gpu_hour_price is None else gpu_seconds / 3600 * gpu_hour_price
     if replicas is not None and first is not None and last is not None:
-        gpu_seconds, paid = _paid(replicas, first, last)
+        gpu_seconds, paid = _paid(replicas, first, last, asleep)
     decode_seqs, step_count = pl.col("decode_seqs"), pl.col("steps").cast(pl.Int64)
     decoded, decode_steps = window.select(
         decoded=(decode_seqs * step_count).sum(), steps=step_count.filter(decode_seqs > 0).sum()
@@ -100,17 +104,13 @@ def compute(
             "requests": _ratio(len(good), duration),
             "output_tokens": _ratio(int(good["output_tokens"].sum()), duration),
         },
-        "kv": {
-            "blocks": kv_blocks_total,
-            "mean": _ratio(_kv_block_seconds(by_replica, last), _product(duration, kv_blocks_total)),
-            "peak": _ratio(_kv_peak(window), kv_blocks_total),
-        },
+        "kv": kv_use.compute(window, by_replica, first=first, last=last, blocks=kv_blocks_total, replicas=replicas),
         "prefix_hit_rate": _prefix_hit_rate(requests),
         "preemptions": int(requests["preemptions"].sum()) if requests["preemptions"].count() else None,
         "gpus": gpus,
         "gpu_seconds": gpu_seconds,
         "gpu_hour_price": gpu_hour_price,
-        "cost": cost.compute(paid, finished, good, replicas, first, last),
+        "cost": cost.compute(paid, finished, good, replicas, first, last, asleep),
         "decode_batch": _ratio(decoded, decode_steps),
         **({} if memory is None else {"memory": memory_metrics.compute(memory, last, events)}),
         "busy": {
@@ -132,9 +132,9 @@ def _product(left: float | None, right: float | None) -> float | None:
     return None if left is None or right is None else left * right
 
 
-def _paid(replicas: pl.DataFrame, first: float, last: float) -> tuple[float, float | None]:
-    """GPU seconds between two moments, and what they cost; None where a replica has no price."""
-    paid = cost.with_paid(replicas, first, last)
+def _paid(replicas: pl.DataFrame, first: float, last: float, asleep: pl.DataFrame | None) -> tuple[float, float | None]:
+    """GPU seconds between two moments, and what all cost; None where a replica has no price."""
+    paid = cost.with_paid(replicas, first, last, asleep)
     total = None if paid["cost"].null_count() else float(paid["cost"].sum())
     return float(paid["gpu_seconds"].sum()), total
 
@@ -174,30 +174,3 @@ def _by_replica(steps: pl.DataFrame) -> list[pl.DataFrame]:
 def _busy_time(rows: pl.DataFrame) -> float:
     """Of one replica, whose steps may overlap if it is a pipeline."""
     return union_length(rows["start"].to_numpy(), rows["end"].to_numpy())
-
-
-def _kv_block_seconds(replicas: list[pl.DataFrame], last: float | None) -> float | None:
-    """Blocks held, integrated over time: linear within a run of steps, constant between two."""
-    if not replicas or last is None:
-        return None
-    total = 0.0
-    for rows in replicas:
-        end, held = rows["end"].to_numpy(), rows["kv_blocks"].to_numpy().astype(float)
-        previous_end = np.concatenate((rows["start"].to_numpy()[:1], end[:-1]))
-        previous = np.concatenate(([0.0], held[:-1]))
-        start = np.maximum(rows["start"].to_numpy(), previous_end)
-        within = (previous + held) / 2 * (end - start)
-        between = previous * (start - previous_end)
-        total += float((within + between).sum() + held[-1] * (last - end[-1]))
-    return total
-
-
-def _kv_peak(steps: pl.DataFrame) -> int | None:
-    """Largest number of blocks held by the fleet at once, from steps in order of (replica, end)."""
-    if steps.is_empty():
-        return None
-    held, replica = pl.col("kv_blocks").cast(pl.Int64), pl.col("replica")
-    before = pl.when(replica == replica.shift()).then(held.shift()).otherwise(0)
-    changes = steps.select("end", change=held - before).group_by("end").agg(pl.col("change").sum()).sort("end")
-    peak: Any = changes["change"].cum_sum().max()
-    return int(peak)

@@ -19,7 +19,7 @@ def with_places(requests: pl.DataFrame, wanted: pl.DataFrame, replicas: pl.DataF
     return placed.join(replicas.select("replica", "site"), on="replica", how="left", maintain_order="left")
 
 
-def compute(requests: pl.DataFrame, replicas: pl.DataFrame) -> dict[str, Any]:
+def compute(requests: pl.DataFrame, replicas: pl.DataFrame, asleep: pl.DataFrame | None = None) -> dict[str, Any]:
     """`deadline_hit_rate`: of all requests with a deadline, the share that finished within it. `classes`: of each class
     its requests, those finished, the same share, the E2E latency's mean, p50 and p99, how many requests each site had,
     and its cost. `sites`: of each its requests, GPU-seconds and cost, and the cost's share. Null where there is none.
@@ -30,10 +30,11 @@ def compute(requests: pl.DataFrame, replicas: pl.DataFrame) -> dict[str, Any]:
     Args:
         requests: table with the columns of `sim.results.tables.REQUESTS` and of `with_places`.
         replicas: table with the columns of `sim.results.tables.REPLICAS`.
+        asleep: `sim.results.sleeping.stays` of engines that slept, which cost too.
     """
     first, last = requests["arrival"].min(), requests["finish"].max()
     begin, end = (0.0, 0.0) if first is None or last is None else (float(first), float(last))  # type: ignore[arg-type]
-    paid = with_paid(replicas, begin, end).group_by("site").agg(pl.col("gpu_seconds", "cost").sum())
+    paid = with_paid(replicas, begin, end, asleep).group_by("site").agg(pl.col("gpu_seconds", "cost").sum())
     prices = replicas.group_by("site").agg(priced=pl.col("gpu_hour_price").is_not_null().all())
     paid = paid.join(prices, on="site").with_columns(cost=pl.when("priced").then("cost"))
     rows = requests.with_columns(

@@ -20,19 +20,20 @@ def compute(
     events: pl.DataFrame,
     *,
     initial: Mapping[str, int],
-    asleep_price: float | None = None,
+    asleep: pl.DataFrame | None = None,
 ) -> dict[str, Any]:
     """All from the first arrival to the last finish; null where nothing arrived or finished.
 
     `replicas`: mean, max and min of those that were ready and had not ended, over time. `asked`: the mean of those that
-    were asked for and had not ended. `gpu_hours`: of these. `asleep_gpu_hours`: of engines that slept, and their cost
-    at `asleep_price` a GPU-hour, beside that of the replicas; null without a price. `ups`, `downs`: decisions that
+    were asked for and had not ended. `gpu_hours`: of these. `asleep_gpu_hours`: of engines that slept. `asleep_cost`:
+    of the same, part of the run's cost; null without a price, and where none may sleep. `ups`, `downs`: decisions that
     changed the number that a pool was asked for, which was `initial` at first, by the pool's name. `starts`: replicas
     that became ready after they were asked for; `start`: the mean seconds of that. `under_provisioned`: share of the
     time in which somebody waited for want of a replica, or was left out of a step that began after he had come.
 
     Args:
         requests, steps, replicas, events: tables with the columns of `sim.results.tables`.
+        asleep: `sim.results.sleeping.stays`; None: no engine of the run may sleep.
     """
     first, last = requests["arrival"].min(), requests["finish"].max()
     begin, end = (0.0, 0.0) if first is None or last is None else (float(first), float(last))  # type: ignore[arg-type]
@@ -43,7 +44,8 @@ def compute(
     asked_seconds = float((asked[:, 1] - asked[:, 0]).sum())
     times, counts = _counts(ready, begin, end)
     waited = np.concatenate([_held(requests, replicas, end), _left_waiting(requests, steps)])
-    asleep = _asleep_gpu_seconds(events, begin, end) / 3600
+    slept = replicas.head(0) if asleep is None else asleep
+    slept_seconds = _between(slept, "requested", begin, end) @ [-1.0, 1.0] * slept["gpus"].to_numpy()
     started = replicas.filter(pl.col("ready") > pl.col("requested"))
     changes = np.concatenate([np.diff([count, *_asked_for(events, name)]) for name, count in initial.items()])
     return {
@@ -54,8 +56,8 @@ def compute(
         },
         "asked": asked_seconds / duration if duration else None,
         "gpu_hours": float(((asked[:, 1] - asked[:, 0]) * gpus).sum()) / 3600,
-        "asleep_gpu_hours": asleep,
-        "asleep_cost": None if asleep_price is None else asleep * asleep_price,
+        "asleep_gpu_hours": float(slept_seconds.sum()) / 3600,
+        "asleep_cost": None if asleep is None else _cost(slept_seconds, slept["gpu_hour_price"]),
         "ups": int((changes > 0).sum()),
         "downs": int((changes < 0).sum()),
         "starts": len(started),
@@ -112,12 +114,8 @@ def _by_replica(table: pl.DataFrame) -> Iterable[tuple[int, pl.DataFrame]]:
         yield int(replica), rows
 
 
-def _asleep_gpu_seconds(events: pl.DataFrame, begin: float, end: float) -> float:
-    sign = pl.when(pl.col("kind") == "asleep").then(1).otherwise(-1)
-    slept = events.filter(pl.col("kind").is_in(["asleep", "woken"])).select(
-        left=end - pl.col("time").clip(begin, end), gpus=pl.col("amount") * sign
-    )
-    return float((slept["left"] * slept["gpus"]).sum())
+def _cost(gpu_seconds: np.ndarray, prices: pl.Series) -> float | None:
+    return None if prices.null_count() else float((gpu_seconds / 3600 * prices.to_numpy()).sum())
 
 
 def _mean(values: pl.Series) -> float | None:

@@ -86,8 +86,8 @@ def placed(scenario: Scenario, trace: Trace) -> Parts:
         for (name, site), parts, scaling in zip(fleet.sites.items(), pools, scalings, strict=True):
             route = WideArea(world.clock, network, name, payload, rtt=site.rtt, up=site.up, down=site.down)
             times = parts.deployment.step_times
-            members = _members(world, name)
-            estimates.append(_estimate(world, route, site, parts, times, expected, members))
+            pool = _pool(world, name)
+            estimates.append(_estimate(world, route, site, parts, times, expected, pool))
             hops.append(_hop(world, scenario, name, site, parts, route, scaling))
         policy = PLACEMENTS[placement.policy](PlacementSetting(placement.threshold, placement.margin, placement.prefer))
         return Sites(policy, estimates, hops, tasks, expected, on_end)
@@ -95,14 +95,14 @@ def placed(scenario: Scenario, trace: Trace) -> Parts:
     return make, pools, kv_blocks_of(pools, fleet.sites.values()), assumptions
 
 
-def _members(world: World, name: str) -> Callable[[], int]:
-    """Tells how many replicas of the pool of a site take requests; the pool itself is not there yet."""
+def _pool(world: World, name: str) -> Callable[[], Pool]:
+    """Gives the pool of a site, which is not there yet."""
 
     @cache
     def pool() -> Pool:
         return next(pool for pool in world.pools if pool.name == name)
 
-    return lambda: len(pool().members)
+    return pool
 
 
 def _estimate(
@@ -112,15 +112,20 @@ def _estimate(
     parts: PoolParts,
     times: StepLatency,
     expected: ExpectedOutput,
-    replicas: Callable[[], int],
+    pool: Callable[[], Pool],
 ) -> SiteEstimate:
+    def gone() -> bool:
+        """An autoscaler asks for replicas where there are none."""
+        return site.autoscaler is None and not pool().members and not pool().starting
+
     return SiteEstimate(
         world.clock,
         route,
         parts.deployment.config,
         AskedTimes(times),
         expected,
-        replicas=replicas,
+        replicas=lambda: len(pool().members),
+        gone=gone,
         gpus=parts.kind.gpus,
         gpu_hour_price=parts.kind.gpu_hour_price,
         capacity=site.capacity,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from sim.fleet.autoscaling.planner import PlannerSettings
 from sim.fleet.pool_settings import PoolSettings
 from sim.fleet.routing_settings import with_options_of
 
@@ -52,6 +53,7 @@ def check_pools(fleet: FleetSettings) -> None:
     if fleet.placement is not None and not fleet.sites:
         raise ValueError("placement is given and no sites; expected the sites between which it chooses")
     pools = pools_of(fleet)
+    _check_roles(fleet)
     if not pools:
         return
     kind = "disaggregation" if fleet.disaggregation is not None else "sites"
@@ -73,3 +75,16 @@ def check_pools(fleet: FleetSettings) -> None:
     for name in (*_ONE_POOL_ONLY, *(("admission",) if kind == "disaggregation" else ())):
         if getattr(fleet, name) is not None:
             raise ValueError(f"{kind} and {name} are both given; expected no {name}, which is of a fleet of one pool")
+
+
+def _check_roles(fleet: FleetSettings) -> None:
+    """Pools that are disaggregated know their own."""
+    if fleet.disaggregation is not None:
+        return
+    pools: Mapping[str, FleetSettings | PoolSettings] = pools_of(fleet) or {"fleet": fleet}
+    for key, pool in pools.items():
+        if isinstance(pool.autoscaler, PlannerSettings) and pool.autoscaler.role != "both":
+            raise ValueError(
+                f"{key}.autoscaler.role is {pool.autoscaler.role}; expected both, since its replicas compute prompts "
+                "and decode"
+            )

@@ -26,7 +26,7 @@ from sim.study.asked_times import AskedTimes
 from sim.study.deployment import Deployment
 from sim.study.load_series import load_series
 from sim.study.pools import scaled
-from sim.study.scenario import EngineSettings, Scenario
+from sim.study.scenario import EngineSettings, FleetSettings, Scenario
 
 
 class Scaling:
@@ -84,15 +84,13 @@ class Scaling:
         return load_series(settings.history.load(Path(), self._scenario.seed + 1), interval).load
 
 
-def asleep_price(scenario: Scenario) -> float | None:
-    """Of one GPU for an hour while its engine sleeps; None where none does, nobody said what a GPU costs, or pools
-    differ in it."""
-    prices = set()
-    for pool in scaled(scenario.fleet).values():
-        if pool.cold_start is not None and pool.cold_start.sleep is not None:
-            price = getattr(pool, "gpu_hour_price", None) or scenario.gpu_hour_price
-            prices.add(None if price is None else pool.cold_start.sleep.share * price)
-    return prices.pop() if len(prices) == 1 else None
+def sleep_shares(fleet: FleetSettings) -> dict[str, float]:
+    """Name of a pool whose engines may sleep → the share of a replica's price that one costs meanwhile."""
+    return {
+        name: pool.cold_start.sleep.share
+        for name, pool in scaled(fleet).items()
+        if pool.cold_start is not None and pool.cold_start.sleep is not None
+    }
 
 
 def _resolved(

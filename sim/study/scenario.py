@@ -24,10 +24,11 @@ from sim.fleet.disaggregation_settings import DisaggregationSettings
 from sim.fleet.links.settings import LinkSettings
 from sim.fleet.places.mesh_settings import MeshSettings
 from sim.fleet.places.placement_settings import PlacementSettings, SiteSettings
+from sim.fleet.pool_settings import spell_out_router
 from sim.fleet.reliability.client_settings import ClientSettings
 from sim.fleet.reliability.failure_settings import FailureSettings
 from sim.fleet.routers import ROUTERS
-from sim.fleet.routing_settings import RoutingSettings, with_options_of
+from sim.fleet.routing_settings import RoutingSettings
 from sim.fleet.weights.settings import WeightCacheSettings
 from sim.results.slo import Slo
 from sim.study.pools import check_pools, pools_of, scaled, spell_out_routing
@@ -146,6 +147,16 @@ class EngineSettings(EngineLimits):
     def _blocks_are_of_a_pool(self) -> EngineSettings:
         if not self.kv_cache and self.kv_blocks is not None:
             raise ValueError(f"kv_cache is false and kv_blocks is {self.kv_blocks}; expected none, as for no pool")
+        if self.kv_cache and (self.memory is None or self.memory.kv == "pool"):
+            return self
+        kind = "memory.kv is grown" if self.kv_cache else "kv_cache is false"
+        usual = EngineSettings.model_fields["gpu_memory_utilization"].default
+        if self.gpu_memory_utilization != usual:
+            raise ValueError(
+                f"{kind} and gpu_memory_utilization is {self.gpu_memory_utilization:g}; expected none, as for no pool"
+            )
+        if self.reserved_blocks not in (0, PRESETS[self.preset].get("reserved_blocks")):
+            raise ValueError(f"{kind} and reserved_blocks is {self.reserved_blocks}; expected none, as for no pool")
         return self
 
     @model_validator(mode="after")
@@ -228,12 +239,7 @@ class FleetSettings(Spec):
     @classmethod
     def _spell_out_router(cls, given: Any) -> Any:
         """The options of the routers that are used are there, with their defaults."""
-        if not isinstance(given, dict):
-            return given
-        router = given.get("router", "round_robin")
-        if not isinstance(router, str) or router not in ROUTERS:
-            raise ValueError(f"unknown router {router!r}, expected one of {', '.join(ROUTERS)}")
-        return spell_out_routing({**given, "routing": with_options_of(router, given.get("routing", {}))})
+        return spell_out_routing(spell_out_router(given, {})) if isinstance(given, dict) else given
 
 
 class Scenario(Spec):

@@ -15,6 +15,7 @@ from sim.results import (
     placement_metrics,
     reliability_metrics,
     scaling_metrics,
+    sleeping,
     transfer_metrics,
     weight_metrics,
 )
@@ -24,7 +25,7 @@ from sim.study.placed import deadlines
 from sim.study.pool_parts import memory_of
 from sim.study.pools import scaled
 from sim.study.reliability import with_failures
-from sim.study.scaling import asleep_price
+from sim.study.scaling import sleep_shares
 from sim.study.scenario import Scenario
 from sim.study.services import Serving, serving
 from traces.source import TraceSource
@@ -65,6 +66,8 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
     ]
     memory = memory_of(parts.pools)
     pools = scaled(scenario.fleet)
+    shares = sleep_shares(scenario.fleet)
+    asleep = sleeping.stays(result.events, result.replicas, shares) if shares else None
     numbers = metrics.compute(
         result.requests,
         result.steps,
@@ -75,6 +78,7 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
         events=result.events,
         kv_blocks_total=parts.kv_blocks,
         replicas=result.replicas,
+        asleep=asleep,
     )
     drawn = energy.compute(
         result.requests,
@@ -82,6 +86,7 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
         result.replicas,
         result.powers,
         electricity_price=scenario.electricity_price,
+        asleep=asleep,
     )
     if drawn is not None:
         numbers["energy"] = drawn
@@ -94,7 +99,7 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
             result.replicas,
             result.events,
             initial={name: pool.replicas for name, pool in pools.items()},
-            asleep_price=asleep_price(scenario),
+            asleep=asleep,
         )
     requests = result.requests
     if scenario.fleet.disaggregation is not None:
@@ -102,7 +107,7 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
     if scenario.fleet.sites:
         wanted = deadlines(scenario.fleet.placement or PlacementSettings(), trace.requests)
         requests = placement_metrics.with_places(requests, wanted, result.replicas)
-        numbers["placement"] = placement_metrics.compute(requests, result.replicas)
+        numbers["placement"] = placement_metrics.compute(requests, result.replicas, asleep)
     if scenario.fleet.clients is not None or scenario.fleet.failures is not None:
         numbers["reliability"] = reliability_metrics.compute(result.requests, result.events, result.replicas)
     if result.kv_use is not None:

@@ -6,12 +6,21 @@ from pathlib import Path
 import polars as pl
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 from known_profile import MODEL, make_profile
 
 from calibrate.commands import calibrate
 from calibrate.latency import StepLatency
 from calibrate.links import collectives_of
-from calibrate.microbench.collectives import CollectiveGrid, collective_grid, errors_of, judged, measure_collectives
+from calibrate.microbench.collectives import (
+    CollectiveGrid,
+    collective_grid,
+    errors_of,
+    judged,
+    measure_collectives,
+    repeat_errors,
+)
 from calibrate.profile import Profile
 from ground.errors import UserError
 
@@ -82,6 +91,24 @@ def test_what_is_held_out_judges_the_law() -> None:
     assert points["predicted"].to_list() == pytest.approx([2048e-6]) and points["measured"].to_list() == [2 * 2048e-6]
     found = errors_of(len(table), points)
     assert found["points"] == 3 and found["held_out_median"] == pytest.approx(0.5)
+
+
+def record(round: int, size: int, *samples: float) -> dict[str, object]:
+    point = ("all_reduce", 2, size)
+    return {"visit": json.dumps((point, False, round)), "held_out": False, "point": point, "samples": samples}
+
+
+@given(st.lists(st.floats(1e-6, 1.0), min_size=2, max_size=8), st.floats(1.0, 3.0))
+def test_two_passes_differ_by_what_the_odd_rounds_take_longer(times: list[float], longer: float) -> None:
+    """The least sample of a pass counts, so what disturbs one of them does not."""
+    records = [record(number, 1024, *((longer if number % 2 else 1.0) * t for t in times)) for number in range(4)]
+    records.append(record(4, 1024, *(9 * time for time in times)))
+    found = repeat_errors(records, "cpu")
+    assert found["repeat_median"] == pytest.approx(1 - 1 / longer) == pytest.approx(found["repeat_p90"])
+
+
+def test_one_round_says_nothing_of_another() -> None:
+    assert repeat_errors([record(0, 1024, 1.0), record(0, 4096, 1.0)], "cpu") == {}
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -1,5 +1,6 @@
 """Collectives that nobody measured: which algorithm runs, and how far the cost model lies from what was measured."""
 
+from dataclasses import replace
 from math import exp, log
 from pathlib import Path
 from statistics import median
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 import calibrate.links
 from calibrate.collective_law import Collectives, bus_factor
 from calibrate.datasheet import devices
-from calibrate.fabric import FABRICS, Fabric
+from calibrate.fabric import FABRICS, Bridge, Fabric
 from calibrate.nccl_model import OPERATIONS, choices, seconds
 
 BUNDLED = sorted((Path(calibrate.links.__file__).parent / "collectives").glob("*.parquet"))
@@ -37,21 +38,23 @@ def test_every_measured_point_of_the_bundled_tables_is_met(path: Path) -> None:
         assert law.seconds(name, ranks, size) == pytest.approx(measured, rel=1e-9), (name, ranks, size)
 
 
-# How far the fall-back lies from what was measured: the typical factor over all sizes, and the largest. On PCIe what
-# more than two GPUs share is the host's, of which it knows nothing; measured there it is up to 20 times slower.
+# How far the fall-back lies from what was measured: the typical factor over all sizes, and the largest. Without NVLink
+# more than two GPUs share a bridge of the host; eight L40S take twice of what one PCIe x16 explains, and at one size
+# their all-to-all takes six times that.
 @pytest.mark.parametrize("path", BUNDLED, ids=lambda path: path.stem)
 def test_how_far_the_model_is_from_the_bundled_tables(path: Path) -> None:
     fabric = FABRICS[path.stem]
     for (operation, ranks), rows in pl.read_parquet(path).sort("bytes").group_by("operation", "ranks"):
-        if operation == "all_reduce_eager" or (not fabric.nvlink and ranks > 2):
+        if operation == "all_reduce_eager":
             continue
         logs = [
             abs(log(seconds(fabric, str(operation), ranks, size) / measured))  # type: ignore[arg-type]
             for size, measured in rows.select("bytes", "seconds").iter_rows()
         ]
         of_custom_over_pcie = not fabric.nvlink and operation == "all_reduce"
-        assert exp(median(logs)) < (3.5 if of_custom_over_pcie else 1.8), (operation, ranks)
-        assert exp(max(logs)) < (4.0 if of_custom_over_pcie else 3.0), (operation, ranks)
+        all_at_once = path.stem == "l40s" and operation == "all_to_all"
+        assert exp(median(logs)) < (3.5 if of_custom_over_pcie else 2.5 if all_at_once else 1.85), (operation, ranks)
+        assert exp(max(logs)) < (4.0 if of_custom_over_pcie else 6.0 if all_at_once else 3.2), (operation, ranks)
 
 
 def test_every_device_with_a_datasheet_has_its_links() -> None:
@@ -76,7 +79,37 @@ def test_large_messages_keep_below_the_bandwidth_of_the_links(fabric: Fabric, op
         links += fabric.network  # which are two ways out of a GPU
     assert bus <= links * (2.0 if fabric.switch else 1.0)
     if operation != "send_recv" and fabric.nodes(ranks) == 1:
-        assert bus > 0.5 * fabric.bandwidth
+        assert bus > 0.5 * fabric.bus(ranks)
+
+
+@given(st.sampled_from([one for one in OPERATIONS if one != "send_recv"]), st.sampled_from([4, 8]))
+def test_what_passes_a_bridge_passes_it_at_its_bandwidth(operation: str, ranks: int) -> None:
+    """Counted from one bridge: all that its GPUs send or get beyond it, in the time of the whole operation."""
+    size = 1 << 30
+    for bridge in (Bridge(8, 24e9, peers=False), Bridge(2, 32e9, peers=True), Bridge(4, 10e9, peers=True)):
+        took = seconds(replace(L40S, bridge=bridge), operation, ranks, size)
+        whole = size * (ranks if operation == "all_gather" else 1)
+        hops = 1 if bridge.peers else min(bridge.gpus, ranks)
+        if operation == "all_to_all":
+            outside = ranks - (min(bridge.gpus, ranks) if bridge.peers else 1)
+            passed = size / ranks * outside * min(bridge.gpus, ranks)
+        else:
+            passed = whole * bus_factor(operation, ranks) * hops * (ranks > bridge.gpus or not bridge.peers)
+        assert passed / took <= bridge.bandwidth * (1 + 1e-9)
+        assert passed == 0 or passed / took > 0.5 * min(bridge.bandwidth, L40S.bandwidth)
+
+
+def test_two_gpus_share_no_bridge_and_nvlink_has_none() -> None:
+    for operation in OPERATIONS:
+        assert seconds(L40S, operation, 2, MIB) == seconds(replace(L40S, bridge=None), operation, 2, MIB)
+    assert all(fabric.bridge is None for fabric in FABRICS.values() if fabric.nvlink)
+
+
+@given(st.sampled_from(OPERATIONS), st.sampled_from([4, 8, 16]), st.integers(1, 1 << 30))
+def test_a_bridge_never_makes_anything_faster(operation: str, ranks: int, size: int) -> None:
+    for fabric in (L40S, FABRICS["rtx-pro-6000"]):
+        alone = replace(fabric, bridge=None)
+        assert seconds(fabric, operation, ranks, size) >= seconds(alone, operation, ranks, size)
 
 
 @given(fabrics, st.sampled_from([one for one in OPERATIONS if one != "all_reduce"]), st.sampled_from([2, 4, 8]))

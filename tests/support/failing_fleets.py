@@ -168,6 +168,10 @@ def failure_settings(draw: st.DrawFn) -> dict[str, Any]:
         "failover": draw(st.sampled_from(["none", "before_first_token", "all"])),
         "failover_limit": draw(st.integers(1, 3)),
     }
+    if not given["restarts"]:
+        del given["restart_seconds"]
+    if given["failover"] == "none":
+        del given["failover_limit"]
     if not given["script"] and not given["random"]:
         given["random"] = [{"kind": "crash", "mtbf": 1.0}]
     return given

@@ -2,10 +2,11 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import yaml
 
 CONFIG = {
@@ -119,3 +120,13 @@ def write_older(folder: Path, *, degrees: Sequence[int] = (4,), layers: Sequence
         ]
     write_csv(folder / "attention.csv", header, attention)
     return folder
+
+
+def layer(table: pl.DataFrame, name: str) -> dict[int, float]:
+    """Seconds of a layer, by tokens or sequences."""
+    rows = table.filter(pl.col("layer") == name)
+    return dict(zip(rows[:, 1].to_list(), rows["seconds"].to_list(), strict=True))
+
+
+def spoil(path: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+    change(pl.read_csv(path)).write_csv(path)

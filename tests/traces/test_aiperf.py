@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ground.errors import UserError
@@ -126,6 +126,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, rows: list[dict[str, Any]], 
 turns = st.tuples(st.sampled_from("abc"), st.integers(1, 300), st.integers(0, 80))
 
 
+@settings(max_examples=60)
 @given(st.lists(turns, min_size=1, max_size=12), st.sampled_from([16, 64, 512]), st.booleans())
 def test_prompts_grow_and_extend_their_parents(
     tmp_path_factory: Any, given_turns: list[tuple[str, int, int]], block: int, has_ids: bool

@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ground.errors import UserError
@@ -197,6 +197,7 @@ agents = st.builds(
 entries = st.lists(calls | agents, min_size=1, max_size=6)
 
 
+@settings(max_examples=60)
 @given(st.lists(entries, min_size=1, max_size=4))
 def test_any_sessions_give_a_table_that_holds_in_either_form(
     tmp_path_factory: Any, given_sessions: list[list[dict[str, Any]]]

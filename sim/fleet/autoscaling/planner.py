@@ -11,6 +11,9 @@ in its mode `agg` (`planner/core/throughput_scaling.py`): demand over the reques
 both limits, `Capacity.both`. Dynamo corrects nothing there; here the ITL limit is corrected as above, and the TTFT
 correction shortens the prompts.
 
+Neither asks whether a seat is free. Where `max_num_seqs` binds before the limits, a plan fills every seat and the
+estimated TTFT leaves out the wait for one: then the SLO is missed by the rule, and not by its prediction.
+
 Between, every load interval (`planner/core/load_scaling.py`, with what the engine's step times say where Dynamo fits a
 regression): one replica more if every replica's next TTFT, or every one's ITL, is estimated above its limit; one less
 if all would keep a share of the limits with the load of the one that goes, and never less than the throughput asks for.
@@ -27,6 +30,10 @@ from sim.fleet.autoscaling.observation import RUNNING, Observation, Pod, Traffic
 from sim.fleet.autoscaling.policy import Decision, Policy, PolicySetting, PolicySettings
 from sim.fleet.autoscaling.predictor import CONSTANT, Predictor
 from sim.fleet.forecasters import FORECASTERS
+
+# Intervals after which a predictor's parameters follow. Dynamo's follow at every one; here that would take longer than
+# all the rest of a simulated day.
+_REFIT = 5
 
 
 class PlannerSettings(PolicySettings):
@@ -63,9 +70,9 @@ class Planner(Policy):
         self._mean_prompt = 0.0
         self._floor = settings.min  # what the last plan from throughput asks for
         count = setting.history(settings.throughput_interval) * settings.throughput_interval
-        self._requests = Predictor(settings.predictor, setting.seed, count)
-        self._prompt = Predictor(settings.predictor, setting.seed)
-        self._output = Predictor(settings.predictor, setting.seed)
+        self._requests = Predictor(settings.predictor, setting.seed, count, refit=_REFIT, anew=False)
+        self._prompt = Predictor(settings.predictor, setting.seed, refit=_REFIT, anew=False)
+        self._output = Predictor(settings.predictor, setting.seed, refit=_REFIT, anew=False)
         self._corrections = (1.0, 1.0)  # of TTFT, of ITL
 
     def recommend(self, observation: Observation) -> Decision:
@@ -137,7 +144,8 @@ class Planner(Policy):
             fits = pod.kv_tokens * fewer < self._capacity.kv_tokens
             return fits and self._estimate(name, pod, fewer) < spare
         own = self._estimate(name, pod, fewer, queued=False)
-        return self._estimate(name, pod, fewer) - own < (limit - own) * self._settings.down_sensitivity
+        behind = self._estimate(name, pod, fewer) - own if pod.queued_tokens else 0.0
+        return behind < (limit - own) * self._settings.down_sensitivity
 
     def _estimate(self, name: str, pod: Pod, scale: float, *, queued: bool = True) -> float:
         """Seconds: TTFT of a request that would come now, or ITL, with so many times the replica's load."""

@@ -26,12 +26,14 @@ class Predictor:
         refit: int = 1,
         season: int | None = None,
         levels: tuple[float, ...] = (0.1, 0.5, 0.9),
+        anew: bool = True,
     ) -> None:
-        """`history`: values before the first; `refit`: values after which it is fitted anew."""
+        """`history`: values before the first; `refit`: values after which it is fitted anew, or else updated."""
         setting = ForecasterSetting(horizon=horizon, season=season, levels=levels, seed=seed)
         self._forecaster: Forecaster = FORECASTERS["naive" if name == CONSTANT else name](setting)
         self._horizon = horizon
         self._refit = refit
+        self._anew = anew
         self._values = list(history)
         self._fitted = False
         self._since = 0
@@ -63,8 +65,9 @@ class Predictor:
         return self.last if forecast is None else float(forecast.mean[0])
 
     def _fit(self) -> None:
+        learn = self._forecaster.fit if self._anew or not self._fitted else self._forecaster.update
         try:
-            self._forecaster.fit(np.asarray(self._values, dtype=float))
+            learn(np.asarray(self._values, dtype=float))
         except UserError:
             return  # too short yet
         self._fitted, self._since = True, 0

@@ -18,6 +18,7 @@ _RECENT = 200  # intervals to filter for a prediction
 _LEAST = 30
 _STATIONARY = 0.05  # the level of the KPSS test
 _MOST_ORDER = 2
+_UPDATE_STEPS = 3
 
 
 class Arima(Forecaster):
@@ -43,6 +44,25 @@ class Arima(Forecaster):
         if self.order[0] == self.order[2] == 0:
             self.log = True
             self.order, self._parameters = self._choose(np.log1p(history))
+
+    def update(self, history: Floats) -> None:
+        """Order and scale stay, the parameters follow by a few steps from where they are, as by pmdarima's `update`,
+        which Dynamo's planner calls. The search for an order takes fifty times longer."""
+        history = without_leading_zeros(history)[-_MOST:]
+        model = self._model(np.log1p(history) if self.log else history, self.order)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that so few steps do not converge is meant
+            try:
+                found = model.fit(
+                    start_params=self._parameters,
+                    method_kwargs={"maxiter": _UPDATE_STEPS},
+                    cov_type="none",
+                    low_memory=True,
+                )
+            except (ValueError, np.linalg.LinAlgError):  # they stay as they are
+                return
+        if np.isfinite(found.llf):
+            self._parameters = np.asarray(found.params)
 
     def predict(self, recent: Floats, horizon: int) -> Forecast:
         recent = recent[-_RECENT:]

@@ -65,6 +65,14 @@ class Forecaster(ABC):
             UserError: it is too short; says how long it should be.
         """
 
+    def update(self, history: Floats) -> None:
+        """Learn from what `history` has become since it was fitted; what changes seldom may be kept.
+
+        Raises:
+            UserError: as `fit`.
+        """
+        self.fit(history)
+
     @abstractmethod
     def predict(self, recent: Floats, horizon: int) -> Forecast:
         """The next `horizon` intervals, of which the setting allows as many, after `recent`.

@@ -38,6 +38,9 @@ class Route(Protocol):
     def back(self, request: Request) -> Way:
         """Of a request that has ended."""
 
+    def first_back(self, request: Request) -> float:
+        """Seconds of its first token's way back, of a request that is there; inf: it comes with the last one."""
+
     def gone(self, request: Request) -> None:
         """The client of a request that is there has gone."""
 
@@ -50,6 +53,7 @@ class Hop:
         self._route = route
         self._on_end = on_end
         self._going: dict[int, Callable[[], None]] = {}  # request_id → how to turn back
+        self._beyond: dict[int, float] = {}  # request_id → the way back from here to its client, while it is there
         self._coming: dict[int, Instant] = {}  # request_id → when its answer has come
         self.inner = inner(self._ended)
 
@@ -59,6 +63,8 @@ class Hop:
         def there() -> None:
             del self._going[request.request_id]
             self._tell(request, sent, self._world.clock.now - sent, size, "to")
+            self._beyond[request.request_id] = request.way_back
+            request.way_back += self._route.first_back(request)
             self.inner.submit(request)
 
         size, self._going[request.request_id] = self._route.go(request, there)
@@ -70,6 +76,7 @@ class Hop:
         elif number in self._coming:
             self._coming.pop(number).callbacks = []
         else:
+            del self._beyond[number]
             self._route.gone(request)
             self.inner.abort(request)
 
@@ -78,7 +85,7 @@ class Hop:
 
     def _ended(self, request: Request, status: str) -> None:
         clock, way = self._world.clock, self._route.back(request)
-        ended = clock.now
+        ended, beyond = clock.now, self._beyond.pop(request.request_id)
 
         def came(_: simpy.Event) -> None:
             del self._coming[request.request_id]
@@ -87,6 +94,7 @@ class Hop:
                 assert request.first_token is not None
                 request.first_token = clock.now if way.at_once else min(request.first_token + way.first, clock.now)
                 request.finish = clock.now
+            request.way_back = beyond
             self._on_end(request, status)
 
         event = self._coming[request.request_id] = clock.at(ended + way.last, NORMAL)

@@ -100,6 +100,9 @@ class Mesh:
         self.connections.give(self._clock.now, carried)
         return Way(half, half, 0)
 
+    def first_back(self, request: Request) -> float:
+        return self._taken[request.request_id][0]
+
     def gone(self, request: Request) -> None:
         _, carried = self._taken.pop(request.request_id)
         self.connections.lose(self._clock.now, carried)

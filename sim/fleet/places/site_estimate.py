@@ -62,9 +62,10 @@ class SiteEstimate:
         gpus: int,
         gpu_hour_price: float | None,
         capacity: int | None,
+        gone: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`replicas` tells how many take requests; while none does it reckons with one, that will. `gpus` of a
-        replica, each at a price."""
+        """`replicas` tells how many take requests; while none does it reckons with one, that will. `gone` tells whether
+        none ever will. `gpus` of a replica, each at a price."""
         self.name = route.name
         self.rtt = route.rtt
         self.outstanding = 0
@@ -74,6 +75,7 @@ class SiteEstimate:
         self._budget = config.max_num_batched_tokens
         self._expected = expected
         self._ready = replicas
+        self._gone = gone
         self._seats_of_one = config.max_num_seqs
         self._capacity = capacity
         self._price = (gpu_hour_price or 0.0) * gpus / 3600
@@ -87,6 +89,11 @@ class SiteEstimate:
     @property
     def fill(self) -> float:
         return self.outstanding / (self._capacity or self._seats)
+
+    @property
+    def gone(self) -> bool:
+        """Nobody takes requests there, and nobody ever will."""
+        return self._gone()
 
     @property
     def _replicas(self) -> int:

@@ -1,4 +1,7 @@
-"""Sites far apart, each a pool behind a network, and a policy that says to which one a request is sent."""
+"""Sites far apart, each a pool behind a network, and a policy that says to which one a request is sent.
+
+A policy does not see a site that is gone; where all are, a request fails at once.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from sim.engine.request import Request
 from sim.fleet.placement.placement import Placement, Task
 from sim.fleet.places.hop import Hop
 from sim.fleet.places.site_estimate import ExpectedOutput, SiteEstimate
-from sim.fleet.world import FINISHED, OnEnd
+from sim.fleet.world import FAILED, FINISHED, OnEnd
 
 
 class Sites:
@@ -35,7 +38,11 @@ class Sites:
 
     def submit(self, request: Request) -> None:
         task = self._tasks(request.request_id)
-        place = self._placement.choose(request, task, self._estimates)
+        there = [place for place, estimate in enumerate(self._estimates) if not estimate.gone]
+        if not there:
+            self._on_end(request, FAILED)
+            return
+        place = there[self._placement.choose(request, task, [self._estimates[one] for one in there])]
         self._of[request.request_id] = place
         self._estimates[place].sent(request, task)
         self.hops[place].submit(request)

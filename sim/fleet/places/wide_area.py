@@ -74,8 +74,11 @@ class WideArea:
         if not payload.streamed:
             seconds = self.rtt / 2 + size / self._down
             return Way(seconds, seconds, size, at_once=True)
-        seconds = self.rtt / 2 + payload.output_token / self._down
+        seconds = self.first_back(request)
         return Way(seconds, seconds, size)
+
+    def first_back(self, request: Request) -> float:
+        return self.rtt / 2 + self.payload.output_token / self._down if self.payload.streamed else inf
 
     def gone(self, request: Request) -> None:
         pass

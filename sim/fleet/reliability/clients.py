@@ -94,7 +94,7 @@ class Clients:
     # Giving up.
 
     def _no_first_token(self, call: _Call, number: int) -> None:
-        if self._is_at(call, number) and call.attempt.first_token is None:
+        if self._is_at(call, number) and not self._sees_first_token(call.attempt):
             self._give_up(call, "no first token in time")
 
     def _no_last_token(self, call: _Call, number: int) -> None:
@@ -110,6 +110,11 @@ class Clients:
             self._hang_up(call, "deadline")
         self._close(call)
         self._on_end(call.attempt, TIMED_OUT)
+
+    def _sees_first_token(self, attempt: Request) -> bool:
+        """Whether the client has had it before now; it may still be on its way from the engine."""
+        first = attempt.first_token
+        return first is not None and first + attempt.way_back < self._world.clock.now
 
     def _is_at(self, call: _Call, number: int) -> bool:
         """Whether the attempt of that number is with the service."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -85,7 +85,16 @@ class FailureSettings(Spec):
         default="none",
         description="which requests of a crashed replica the router sends to another one, where they begin anew",
     )
-    failover_limit: int = Field(default=3, gt=0, description="how often, for one request")
+    failover_limit: int | None = Field(
+        default=None, gt=0, description="how often, for one request; 3 times if not given, where there is failover"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _spell_out_limit(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("failover", "none") == "none":
+            return given
+        return given if given.get("failover_limit") is not None else {**given, "failover_limit": 3}
 
     @property
     def crashes(self) -> bool:
@@ -95,4 +104,12 @@ class FailureSettings(Spec):
     def _something_fails(self) -> FailureSettings:
         if not self.script and not self.random:
             raise ValueError("nothing is given that fails; expected script or random")
+        return self
+
+    @model_validator(mode="after")
+    def _each_has_an_effect(self) -> FailureSettings:
+        if not self.restarts and self.restart_seconds is not None:
+            raise ValueError("restarts is false and restart_seconds is given; expected none, since nobody restarts")
+        if self.failover == "none" and self.failover_limit is not None:
+            raise ValueError(f"failover is none and failover_limit is {self.failover_limit}; expected no limit")
         return self

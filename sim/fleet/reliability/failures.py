@@ -200,6 +200,7 @@ class Failures:
         settings = self._settings
         if settings.failover == "before_first_token" and request.first_token is not None:
             return False
+        assert settings.failover_limit is not None
         if self._taken_over[request.request_id] >= settings.failover_limit:
             return False
         self._taken_over[request.request_id] += 1

@@ -22,8 +22,7 @@ class ActivePrefixes:
         """From now on these, by place."""
         for replica in self._users.keys() - set(replicas):
             del self._tokens[replica]
-            for prefix_id in self._users.pop(replica):
-                self._holders.remove(replica, prefix_id)
+            self._holders.remove(replica, *self._users.pop(replica))
         self._holders.members(replicas)
         for replica in replicas:
             self._users.setdefault(replica, Counter())

@@ -26,13 +26,12 @@ class PrefixAware(Router):
 
     def choose(self, request: Request, load: Load) -> int:
         ids, outstanding, options = request.prefix_ids, load.requests, self._options
-        place = least(outstanding)
-        low, high = outstanding[place], max(outstanding)
+        low, high = min(outstanding), max(outstanding)
         unbalanced = high - low > options.balance_absolute and high > options.balance_relative * low
+        longest = 0
         if len(ids) and not unbalanced:
-            longest, places = self._sent.longest(ids)
-            if longest > options.match_threshold * len(ids):
-                # Of equally good matches the least loaded.
-                place = min(places, key=outstanding.__getitem__)
+            longest, place = self._sent.least_of_longest(ids, outstanding)
+        if longest <= options.match_threshold * len(ids):
+            place = least(outstanding)
         self._sent.remember(place, request)
         return place

@@ -1,4 +1,4 @@
-"""The replica with the largest weighted sum of scores (`sim.fleet.scorers`); of equals any, drawn.
+"""The replica with the largest weighted sum of scores (`sim.fleet.replica_scores`); of equals any, drawn.
 
 llm-d's inference scheduler and its `max-score-picker`. What was sent where is remembered as in `prefix_aware`; queues
 and KV use are the engines' own metrics, as of the last scrape.
@@ -11,10 +11,10 @@ from functools import partial
 
 from sim.engine.request import Request
 from sim.fleet.load import Load
+from sim.fleet.replica_scores import SCORERS, Candidates
 from sim.fleet.routers.router import Router, RouterSetting
 from sim.fleet.routers.sent_prefixes import SentPrefixes
 from sim.fleet.routing_settings import ScorersSettings
-from sim.fleet.scorers import SCORERS, Candidates
 
 
 class Scorers(Router):

@@ -21,13 +21,13 @@ class SentPrefixes:
         self._sent: dict[int, OrderedDict[int, None]] = {}  # by replica, ids in the order in which they are forgotten
         self._replicas: list[int] = []
         self.longest = self._holders.longest
+        self.least_of_longest = self._holders.least_of_longest
         self.matches = self._holders.matches
 
     def members(self, replicas: Sequence[int]) -> None:
         """From now on these, by place."""
         for replica in self._sent.keys() - set(replicas):
-            for prefix_id in self._sent.pop(replica):
-                self._holders.remove(replica, prefix_id)
+            self._holders.remove(replica, *self._sent.pop(replica))
         self._holders.members(replicas)
         for replica in replicas:
             self._sent.setdefault(replica, OrderedDict())
@@ -37,12 +37,15 @@ class SentPrefixes:
         """It is sent there."""
         replica = self._replicas[place]
         sent = self._sent[replica]
+        new = []
         # Last block first, so that a prefix is forgotten after what follows it.
         for prefix_id in reversed(request.prefix_ids):
             if prefix_id in sent:
                 sent.move_to_end(prefix_id)
             else:
                 sent[prefix_id] = None
-                self._holders.add(replica, prefix_id)
-        while len(sent) * request.prefix_block_tokens > self._kv_tokens:
-            self._holders.remove(replica, sent.popitem(last=False)[0])
+                new.append(prefix_id)
+        self._holders.add(replica, *new)
+        too_many = len(sent) - self._kv_tokens // request.prefix_block_tokens
+        if too_many > 0:
+            self._holders.remove(replica, *[sent.popitem(last=False)[0] for _ in range(too_many)])

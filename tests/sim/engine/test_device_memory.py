@@ -128,7 +128,7 @@ host_choices = st.none() | st.builds(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(configs(block_size=4), traces(), memories, shape_choices, st.booleans(), st.integers(1, 2), host_choices)
 def test_leap_equals_step(
     config: EngineConfig,
@@ -317,7 +317,7 @@ def test_lengthening_prompts_fragment_and_segments_that_grow_do_not() -> None:
     assert 15 <= len(calls) <= 20, "once in five answers the cached segments go back"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(configs(block_size=4), traces(), st.sampled_from(["caching", "native", "size_class"]), st.booleans())
 def test_a_grown_cache_holds_what_the_sequences_read(
     config: EngineConfig, trace: pl.DataFrame, name: str, scarce: bool

@@ -17,7 +17,7 @@ def total(events: pl.DataFrame, kind: str) -> int:
     return int(events.filter(pl.col("kind") == kind)["amount"].sum())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(configs(block_size=4), traces())
 def test_every_token_is_computed_once_but_for_those_that_are_told(config: EngineConfig, trace: pl.DataFrame) -> None:
     result = equal_replicas(trace, config, LinearStepTimes()).run()
@@ -35,7 +35,7 @@ def test_every_token_is_computed_once_but_for_those_that_are_told(config: Engine
         assert total(events, "missed") == 0
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(configs(block_size=4), traces())
 def test_who_is_preempted_waits_until_he_is_admitted_again(config: EngineConfig, trace: pl.DataFrame) -> None:
     result = equal_replicas(trace, config, LinearStepTimes()).run()
@@ -49,7 +49,7 @@ def test_who_is_preempted_waits_until_he_is_admitted_again(config: EngineConfig,
     assert len(told) <= int(result.requests["preemptions"].sum())  # one with its last token under way does not wait
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(configs(block_size=4), traces(), st.integers(1, 3), st.integers(24, 30), st.booleans())
 def test_copies_take_what_their_events_say(
     config: EngineConfig, trace: pl.DataFrame, engines: int, blocks: int, leap: bool

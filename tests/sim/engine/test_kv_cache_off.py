@@ -50,7 +50,7 @@ class Noting(LinearStepTimes):
         return super().step(prefills, decodes, kv_tokens, spread)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(configs(), traces(id_tokens=16), st.booleans())
 def test_every_step_computes_all_that_the_cache_would_have_held(
     config: EngineConfig, trace: pl.DataFrame, ahead: bool

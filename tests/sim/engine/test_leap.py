@@ -41,7 +41,7 @@ def single_steps(steps: pl.DataFrame) -> dict[str, int]:
     }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(configs(block_size=4), traces(), st.integers(1, 3), st.sampled_from(sorted(ROUTERS)), st.booleans())
 def test_leap_equals_step(config: EngineConfig, trace: pl.DataFrame, replicas: int, router: str, law: bool) -> None:
     leapt = run(trace, config, leap=True, replicas=replicas, router=router, has_law=law)
@@ -128,7 +128,7 @@ def test_a_long_decode_is_one_event() -> None:
     assert result.requests["finish"][0] == pytest.approx(expected, abs=1e-9)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(computed_together())
 def test_leap_equals_step_where_a_blocked_head_loses_what_was_cached(case: tuple[EngineConfig, pl.DataFrame]) -> None:
     config, trace = case

@@ -35,7 +35,7 @@ def trace_of(*requests: tuple[float, int, int]) -> pl.DataFrame:
     return pl.DataFrame({"request_id": range(len(requests)), **columns})
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(configs(block_size=4), traces(), st.integers(2, 4), st.integers(1, 2))
 def test_leap_equals_step(config: EngineConfig, trace: pl.DataFrame, stages: int, replicas: int) -> None:
     config = staged(config, stages)

@@ -34,7 +34,7 @@ def cases(draw: st.DrawFn) -> tuple[pl.DataFrame, EngineConfig]:
     return draw(conversations()), draw(retaining(draw(configs(block_size=BLOCK))))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(cases(), st.integers(1, 2), st.booleans())
 def test_leap_equals_step(case: tuple[pl.DataFrame, EngineConfig], replicas: int, law: bool) -> None:
     trace, config = case
@@ -55,7 +55,7 @@ def evictions(result: FleetRun) -> pl.DataFrame:
     return result.events.filter(pl.col("kind") == "session_evicted")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(cases(), st.booleans())
 def test_the_sessions_table_adds_up(case: tuple[pl.DataFrame, EngineConfig], leap: bool) -> None:
     """Against an account of the same run written from outside: who had blocks when."""
@@ -122,7 +122,7 @@ class Watched:
         assert engine.scheduler.pool.free == engine.scheduler.pool.total, "nothing is leaked"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(cases())
 def test_nobody_who_runs_is_preempted_while_an_idle_session_has_blocks(case: tuple[pl.DataFrame, EngineConfig]) -> None:
     trace, config = case

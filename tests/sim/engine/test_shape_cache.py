@@ -87,6 +87,7 @@ def test_shapes_are_padded(settings: dict, plan: Plan, shape: tuple | None, size
         assert cache.step_size(plan) == size
 
 
+@settings(max_examples=50)
 @given(st.sampled_from(["tokens", "sequences"]), st.integers(1, 64))
 def test_the_step_times_pad_as_the_shapes_do(kind: str, decodes: int) -> None:
     chosen = ShapeSettings(shape=kind, buckets="pow2")  # type: ignore[arg-type]

@@ -77,7 +77,7 @@ host_settings = st.builds(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(configs(block_size=4), sessions(), host_settings, amounts, amounts, st.sampled_from(["law", "sum", "profile"]))
 def test_leap_equals_step(
     config: EngineConfig, trace: pl.DataFrame, host: HostWorkSettings, once: float, each: float, kind: str

@@ -21,6 +21,7 @@ from sim.fleet.replica import ReplicaKind
 from sim.fleet.world import World
 from sim.results.recorder import RequestRecorder
 from sim.results.scaling_metrics import compute
+from sim.results.sleeping import stays
 
 STEPS = [{"at": 0, "replicas": 1}, {"at": 10, "replicas": 3}]
 UNTIL = requests_at([1.0, 200.0])  # long enough for every start
@@ -116,7 +117,8 @@ def test_an_engine_that_sleeps_is_woken_and_not_started() -> None:
     kinds = result.events.filter(pl.col("kind").is_in(["asleep", "woken"])).select("time", "kind", "replica").rows()
     slept = [(0.0, "asleep", -1), (10.0, "woken", 1), (90.0, "asleep", 1), (90.0, "asleep", 2)]
     assert sorted(kinds) == sorted([*slept, (100.0, "woken", 3), (100.0, "woken", 4)])
-    numbers = compute(result.requests, result.steps, result.replicas, result.events, initial={"": 1})
+    asleep = stays(result.events, result.replicas, {"": 0.1})
+    numbers = compute(result.requests, result.steps, result.replicas, result.events, initial={"": 1}, asleep=asleep)
     asleep_from_first_arrival = (10.0 - 1.0) + 2 * 10.0
     assert numbers["asleep_gpu_hours"] == pytest.approx(asleep_from_first_arrival / 3600)
 

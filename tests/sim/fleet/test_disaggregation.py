@@ -26,7 +26,7 @@ def of_pool(table: pl.DataFrame, result: FleetRun, pool: str) -> pl.DataFrame:
     return table.join(result.replicas.filter(pl.col("pool") == pool).select("replica"), on="replica", how="semi")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(configs(block_size=4), configs(block_size=4), traces(), handovers())
 def test_every_request_ends_once_and_leaves_nothing_behind(
     prefill: EngineConfig, decode: EngineConfig, trace: pl.DataFrame, chosen: dict[str, Any]
@@ -70,7 +70,7 @@ def test_the_decode_pool_computes_no_prompt_that_was_sent(trace: pl.DataFrame, c
     assert tokens == trace["output_tokens"].sum() - (len(trace) if chosen["first_token"] == "prefill" else 0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(configs(block_size=4), configs(block_size=4), traces(), handovers(), st.booleans())
 def test_leap_equals_step(
     prefill: EngineConfig, decode: EngineConfig, trace: pl.DataFrame, chosen: dict[str, Any], has_law: bool

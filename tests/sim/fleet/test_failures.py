@@ -53,7 +53,8 @@ def test_what_a_crashed_replica_had_fails_and_another_comes_in_its_place() -> No
 
 def test_without_restarts_who_comes_later_is_held_for_ever() -> None:
     trace = trace_of((0.0, 10, 100), (3.0, 10, 2))
-    result = run_failing(trace, PLAIN, replicas=1, times=CONSTANT, failures=crash(2.2, restarts=False))
+    failures = {"script": [{"kind": "crash", "at": 2.2}], "restarts": False}
+    result = run_failing(trace, PLAIN, replicas=1, times=CONSTANT, failures=failures)
     assert result.statuses == ["failed", "unfinished"]
     assert len(result.run.replicas) == 1
 

@@ -14,8 +14,9 @@ from sim.fleet.forecasters.arima import Arima
 from sim.fleet.forecasters.forecaster import Forecaster, ForecasterSetting
 from sim.fleet.forecasters.history import find_season, without_leading_zeros
 from sim.fleet.forecasters.holt_winters import HoltWinters, Smoothing, smooth
+from sim.fleet.forecasters.kalman import filtered
 
-QUICK = ("naive", "seasonal_naive", "holt_winters")
+QUICK = ("naive", "seasonal_naive", "holt_winters", "kalman")
 
 LOADS = st.floats(0, 1e6, allow_subnormal=False)
 
@@ -107,7 +108,7 @@ def test_a_history_too_short_is_an_error_that_says_so(name: str) -> None:
         made(name, np.arange(6.0))
 
 
-@pytest.mark.parametrize("name", ["naive", "holt_winters", "arima", "lstm"])
+@pytest.mark.parametrize("name", ["naive", "holt_winters", "arima", "kalman", "lstm"])
 @pytest.mark.parametrize("load", [0.0, 3.0])
 def test_a_load_that_never_changes_stays(name: str, load: float) -> None:
     history = np.full(150, load)
@@ -143,7 +144,7 @@ def test_what_came_before_the_first_request_is_not_learnt_from() -> None:
     assert without_leading_zeros(np.zeros(3)).tolist() == [0.0] * 3
     loads = noisy_season(200, 24)
     with_zeros = np.concatenate((np.zeros(500), loads))
-    for name in ("holt_winters", "arima"):
+    for name in ("holt_winters", "arima", "kalman"):
         one, other = made(name, loads, season=24), made(name, with_zeros, season=24)
         assert one.predict(loads, 5).quantiles.tolist() == other.predict(loads, 5).quantiles.tolist()
 
@@ -205,6 +206,58 @@ def test_arima_looks_at_the_logarithm_where_the_load_itself_is_noise() -> None:
     forecaster = made("arima", history)
     assert isinstance(forecaster, Arima) and forecaster.log
     assert forecaster.predict(history, 1).mean[0] == pytest.approx(history.mean(), rel=0.1)
+
+
+def autoregression(count: int) -> np.ndarray:
+    random = np.random.default_rng(5)
+    loads = [20.0]
+    for noise in random.normal(size=count):
+        loads.append(20 + 0.8 * (loads[-1] - 20) + noise)
+    return np.array(loads)
+
+
+def test_an_updated_arima_keeps_its_order_and_follows_the_load() -> None:
+    """Fitted on a load around 20, then told that it has been around 120 for long."""
+    loads = autoregression(600)
+    forecaster, fitted = made("arima", loads), made("arima", loads + 100)
+    assert isinstance(forecaster, Arima) and isinstance(fitted, Arima)
+    order = forecaster.order
+    for _ in range(10):
+        forecaster.update(loads + 100)
+    assert forecaster.order == order == fitted.order
+    ahead, expected = (one.predict(loads + 100, 5).mean for one in (forecaster, fitted))
+    assert ahead == pytest.approx(expected, rel=0.01)
+    forecaster.update(loads)
+    assert forecaster.predict(loads, 5).mean == pytest.approx(made("arima", loads).predict(loads, 5).mean, rel=0.02)
+
+
+@pytest.mark.parametrize("name", [name for name in FORECASTERS if name not in ("arima", "lstm")])
+def test_an_update_is_a_fit_where_nothing_is_kept(name: str) -> None:
+    loads = noisy_season(200, 24)
+    updated, fitted = made(name, loads[:120], season=24), made(name, loads, season=24)
+    updated.update(loads)
+    assert updated.predict(loads, 3).quantiles.tolist() == fitted.predict(loads, 3).quantiles.tolist()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(0, 1e4), min_size=2, max_size=60))
+def test_the_filter_is_that_of_statsmodels(loads: list[float]) -> None:
+    from statsmodels.tsa.statespace.structural import UnobservedComponents
+
+    # Dynamo begins at the first load, of which the filter then learns nothing.
+    model = UnobservedComponents([np.nan, *loads[1:]], "lltrend")
+    model.ssm.initialize_known(np.array([loads[0], 0.0]), 1000.0 * np.eye(2))
+    model.update(np.array([10.0, 1.0, 0.1]))
+    theirs = model.ssm.filter().filtered_state.T
+    assert filtered(np.array(loads)) == pytest.approx(theirs, rel=1e-6, abs=1e-6)
+
+
+def test_kalman_is_exact_on_a_line_and_takes_the_middle_of_a_jump() -> None:
+    line = 3.0 + 2.0 * np.arange(100)
+    forecast = made("kalman", line).predict(line, 5)
+    assert forecast.mean == pytest.approx(3.0 + 2.0 * np.arange(100, 105), rel=1e-3)
+    jump = np.array([10.0] * 100 + [20.0])
+    assert 10.0 < made("kalman", jump).predict(jump, 1).mean[0] < 20.0
 
 
 @pytest.mark.parametrize("name", FORECASTERS)

@@ -145,7 +145,7 @@ def test_gauges_that_are_never_late_are_read_as_they_are() -> None:
 ALL_GAUGES = {"queue": 1.0, "kv": 2.0, "load_aware": 1.0, "prefix": 0.5}
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(configs(block_size=4), traces(), st.integers(2, 3), st.sampled_from([0.0, 0.007, 0.1]), st.booleans())
 def test_an_engine_says_the_same_of_itself_in_a_leap_as_step_by_step(
     config: EngineConfig, trace: pl.DataFrame, replicas: int, interval: float, sheds: bool

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 import pytest
 from engine_workloads import LinearStepTimes
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from told_routers import Told, make, prompt
 
@@ -15,12 +15,12 @@ from sim.engine.config import EngineConfig
 from sim.engine.gauge import Gauge
 from sim.engine.request import Request
 from sim.fleet.equal_replicas import equal_replicas
+from sim.fleet.replica_scores import SCORERS
 from sim.fleet.routers.kv_cost import KvCost
 from sim.fleet.routers.prefix_holders import PrefixHolders
 from sim.fleet.routers.router import RouterSetting
 from sim.fleet.routers.sent_prefixes import SentPrefixes
 from sim.fleet.routing_settings import KvCostSettings, PrefixAwareSettings, RoutingSettings, ScorersSettings
-from sim.fleet.scorers import SCORERS
 from traces.streams import stream
 
 DEFAULTS = PrefixAwareSettings()
@@ -87,6 +87,7 @@ def prompts(draw: st.DrawFn) -> list[tuple[list[int], list[int]]]:
     return out
 
 
+@settings(max_examples=60)
 @given(prompts(), st.integers(1, 20))
 def test_prefix_aware_is_its_rule_told_naively(sequence: list[tuple[list[int], list[int]]], blocks: int) -> None:
     router = make("prefix_aware", 3, kv_tokens=blocks * 16)

@@ -3,7 +3,7 @@
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from run_tables import queue_run, request_tables, step_tables
 
@@ -53,6 +53,7 @@ def test_outliers_survive_thinning() -> None:
     assert y.max() == 99.0
 
 
+@settings(max_examples=40)  # each draws a figure
 @given(request_tables())
 def test_throughput_holds_every_output_token(requests: pl.DataFrame) -> None:
     figure = charts.throughput({"run": requests})
@@ -67,6 +68,7 @@ def test_throughput_holds_every_output_token(requests: pl.DataFrame) -> None:
     assert finishes == pytest.approx(len(done))
 
 
+@settings(max_examples=40)  # each draws a figure
 @given(step_tables())
 def test_the_timeline_sums_replicas(steps: pl.DataFrame) -> None:
     """At any time between two events, the line is the sum over replicas of the row then valid."""

@@ -69,7 +69,7 @@ def check_sums(run: Run, found: Diagnosis, *, rounding: float = 1e-9) -> None:
     assert sum(found.slowest.causes.values()) == pytest.approx(found.slowest.mean, rel=1e-9)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(runs())
 def test_the_parts_sum_to_the_latency(case: tuple[Run, StepLatency, EngineConfig]) -> None:
     run, times, _ = case
@@ -112,7 +112,7 @@ def test_measured_steps_sum_too(case: tuple[Run, StepLatency, EngineConfig], slo
         assert found.explained is not None and found.explained > 0
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(runs())
 def test_running_sums_are_the_direct_sum(case: tuple[Run, StepLatency, EngineConfig]) -> None:
     """Each request visits each row, and takes the part of it that lies within its stay."""

@@ -1,6 +1,7 @@
 """What `simctl diagnose` writes: flame graphs and a timeline that their viewers open, numbers, requests, and a page."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
@@ -212,8 +213,9 @@ def simctl(*arguments: str, code: int = 0) -> Result:
     return result
 
 
-@pytest.fixture
-def a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def run_of_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copied before it is diagnosed."""
     scenario = {
         "trace": {
             "synth": {
@@ -229,10 +231,16 @@ def a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "profile": "datasheet:h100-sxm-80gb",
         "engine": {"kv_blocks": 400},
     }
+    folder = tmp_path_factory.mktemp("simulated")
+    (folder / "s.yaml").write_text(yaml.safe_dump(scenario))
+    simctl("run", str(folder / "s.yaml"), "-o", str(folder / "run"))
+    return folder / "run"
+
+
+@pytest.fixture
+def a_run(run_of_all: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    Path("s.yaml").write_text(yaml.safe_dump(scenario))
-    simctl("run", "s.yaml", "-o", "run")
-    return tmp_path / "run"
+    return Path(shutil.copytree(run_of_all, tmp_path / "run"))
 
 
 def test_diagnose_writes_and_says_everything(a_run: Path, tmp_path: Path) -> None:

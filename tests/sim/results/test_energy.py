@@ -43,10 +43,11 @@ def replay(
     """Joules by state on a clock of 1/16 s: every time of the tables is a multiple of 1/8 s."""
     joules = dict.fromkeys(STATES, 0.0)
     rows = list(steps.filter(pl.col("prefill_tokens") + pl.col("decode_seqs") > 0).iter_rows(named=True))
-    for moment in np.arange(first, last, 1 / 16) + 1 / 32:
-        for replica in replicas.iter_rows(named=True):
-            ended = last if replica["ended"] is None else replica["ended"]
-            own = [row for row in rows if row["replica"] == replica["replica"] and row["start"] < moment < row["end"]]
+    for replica in replicas.iter_rows(named=True):
+        ended = last if replica["ended"] is None else replica["ended"]
+        at_work = [row for row in rows if row["replica"] == replica["replica"]]
+        for moment in (np.arange(first, last, 1 / 16) + 1 / 32).tolist():
+            own = [row for row in at_work if row["start"] < moment < row["end"]]
             if own:
                 for state, watts in zip(STATES, watts_of(own[0], power), strict=False):
                     joules[state] += watts / 16
@@ -94,7 +95,7 @@ def test_overlapping_rows_count_once() -> None:
     requests = pl.DataFrame({"arrival": [0.0], "finish": [10.0], "output_tokens": [5], "status": ["finished"]})
     found = energy.compute(requests, pl.DataFrame(rows, schema=STEPS), replica_table({}), [ReplicaPower(LAW)])
     assert found is not None
-    assert found["states"] == {"prefill": 0.0, "decode": 8 * 200.0, "idle": 2 * 60.0, "starting": 0.0}
+    assert found["states"] == {"prefill": 0.0, "decode": 8 * 200.0, "idle": 2 * 60.0, "starting": 0.0, "asleep": 0.0}
     assert found["joules_per_output_token"] == 1720 / 5
     assert found["watts"] == {"mean": 172.0}
     assert found["cost"] is None

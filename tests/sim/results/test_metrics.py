@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from run_tables import queue_run, request_tables, step_tables
@@ -25,6 +25,7 @@ def numbers(requests: pl.DataFrame, steps: pl.DataFrame, slo: Slo = Slo(), **giv
     return compute(requests, steps, slo=slo, **({"gpus": 4, "gpu_hour_price": 2.0, "kv_blocks_total": 300} | given))
 
 
+@settings(max_examples=50)
 @given(request_tables(), step_tables(), slos)
 def test_counts_are_conserved_and_all_is_json(requests: pl.DataFrame, steps: pl.DataFrame, slo: Slo) -> None:
     metrics = numbers(requests, steps, slo)
@@ -32,6 +33,7 @@ def test_counts_are_conserved_and_all_is_json(requests: pl.DataFrame, steps: pl.
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
 
 
+@settings(max_examples=50)
 @given(request_tables(), step_tables(), slos, st.randoms(use_true_random=False))
 def test_row_order_does_not_matter(requests: pl.DataFrame, steps: pl.DataFrame, slo: Slo, random: Any) -> None:
     def shuffled(table: pl.DataFrame) -> pl.DataFrame:
@@ -40,6 +42,7 @@ def test_row_order_does_not_matter(requests: pl.DataFrame, steps: pl.DataFrame, 
     assert numbers(shuffled(requests), shuffled(steps), slo) == numbers(requests, steps, slo)
 
 
+@settings(max_examples=50)
 @given(request_tables())
 def test_percentiles_are_numpys(requests: pl.DataFrame) -> None:
     metrics = numbers(requests, pl.DataFrame(schema=STEPS))
@@ -55,6 +58,7 @@ def test_percentiles_are_numpys(requests: pl.DataFrame) -> None:
             assert metrics[latency][f"p{percentile}"] == pytest.approx(np.percentile(values, percentile))
 
 
+@settings(max_examples=50)
 @given(request_tables(), slos)
 def test_attainment_counts_requests_one_by_one(requests: pl.DataFrame, slo: Slo) -> None:
     def meets(row: dict[str, Any]) -> bool:
@@ -72,6 +76,7 @@ def test_attainment_counts_requests_one_by_one(requests: pl.DataFrame, slo: Slo)
         assert metrics["goodput"]["output_tokens"] == pytest.approx(tokens / metrics["duration"])
 
 
+@settings(max_examples=50)
 @given(request_tables(), slos, st.sampled_from(["ttft", "tpot", "e2e"]), st.floats(1.0, 50.0))
 def test_a_looser_limit_never_lowers_attainment(requests: pl.DataFrame, slo: Slo, name: str, factor: float) -> None:
     limit = slo.limits.get(name)
@@ -81,6 +86,7 @@ def test_a_looser_limit_never_lowers_attainment(requests: pl.DataFrame, slo: Slo
         assert loose["attainment"] >= strict["attainment"]
 
 
+@settings(max_examples=50)
 @given(request_tables(), slos)
 def test_goodput_is_at_most_throughput(requests: pl.DataFrame, slo: Slo) -> None:
     metrics = numbers(requests, pl.DataFrame(schema=STEPS), slo)
@@ -90,6 +96,7 @@ def test_goodput_is_at_most_throughput(requests: pl.DataFrame, slo: Slo) -> None
         assert good is None or good <= all_of_it
 
 
+@settings(max_examples=50)
 @given(request_tables(), step_tables())
 def test_shares_lie_between_none_and_all(requests: pl.DataFrame, steps: pl.DataFrame) -> None:
     metrics = numbers(requests, steps)

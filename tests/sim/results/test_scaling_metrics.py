@@ -12,6 +12,7 @@ from scaled_fleets import PLAIN, cold_starts, requests_at, scaled, scalers
 
 from sim.fleet.fleet import FleetRun
 from sim.results.scaling_metrics import compute
+from sim.results.sleeping import stays
 
 
 def numbers(result: FleetRun, initial: int) -> dict[str, Any]:
@@ -90,11 +91,16 @@ def test_sleeping_engines_cost_their_share() -> None:
     sleep = {"replicas": 2, "ready": 2, "wake": 0.0, "share": 0.1}
     steps = [{"at": 0, "replicas": 1}, {"at": 10, "replicas": 2}]
     result = scaled(requests_at([5.0, 30.0]), {"policy": "schedule", "steps": steps}, cold={"sleep": sleep}, gpus=4)
-    priced = compute(result.requests, result.steps, result.replicas, result.events, initial={"": 1}, asleep_price=3.0)
+    replicas = result.replicas.with_columns(gpu_hour_price=pl.lit(30.0))
+    asleep = stays(result.events, replicas, {"": 0.1})
+    priced = compute(result.requests, result.steps, replicas, result.events, initial={"": 1}, asleep=asleep)
     end = float(result.requests["finish"].max())  # type: ignore[arg-type]
     hours = 4 * (2 * (10.0 - 5.0) + (end - 10.0)) / 3600
     assert priced["asleep_gpu_hours"] == pytest.approx(hours)
     assert priced["asleep_cost"] == pytest.approx(3.0 * hours)
+    unpriced = stays(result.events, result.replicas, {"": 0.1})
+    found = compute(result.requests, result.steps, result.replicas, result.events, initial={"": 1}, asleep=unpriced)
+    assert found["asleep_cost"] is None and found["asleep_gpu_hours"] == priced["asleep_gpu_hours"]
     assert numbers(result, 1)["asleep_cost"] is None
 
 

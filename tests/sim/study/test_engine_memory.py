@@ -124,7 +124,8 @@ def test_a_grown_cache_has_no_pool_and_all_the_memory_beside_the_weights() -> No
     assert deployment.config.kv_blocks >= 4 * 2000 / deployment.config.block_size
     assert deployment.memory is not None and deployment.memory.device_bytes > 60 << 30  # type: ignore[operator]
     assert "no pool" in said["engine.kv_blocks"].note
-    run = simulate(scenario(memory={"kv": "grown"}, enable_prefix_caching=False))
+    engine = {"engine.memory": {"kv": "grown"}, "engine.enable_prefix_caching": False}
+    run = simulate(make_scenario(SCENARIO, {"trace.synth.requests": 15} | engine, Path(), "it"))
     assert run.requests["status"].unique().to_list() == ["finished"]
     assert run.steps["steps"].max() == 1
     assert run.metrics["kv"] == {"blocks": None, "mean": None, "peak": None}, "of a pool that is not there"
@@ -190,6 +191,15 @@ def test_buckets_pad_the_steps() -> None:
         ({"memory": {"kv": "grown"}}, "expected enable_prefix_caching false"),
         ({"memory": {"kv": "grown"}, "enable_prefix_caching": False, "kv_blocks": 9}, "kv_blocks is 9"),
         ({"kv_cache": False, "kv_blocks": 9}, "kv_cache is false and kv_blocks is 9; expected none"),
+        ({"kv_cache": False, "reserved_blocks": 9}, "kv_cache is false and reserved_blocks is 9; expected none"),
+        (
+            {"kv_cache": False, "gpu_memory_utilization": 0.5},
+            "kv_cache is false and gpu_memory_utilization is 0.5; expected none",
+        ),
+        (
+            {"memory": {"kv": "grown"}, "enable_prefix_caching": False, "gpu_memory_utilization": 0.5},
+            "memory.kv is grown and gpu_memory_utilization is 0.5; expected none",
+        ),
         ({"memory": {"settings": "expandable:True"}}, "it: engine.memory.settings: expandable:True is unknown"),
         ({"memory": {"settings": "max_split_size_mb:8"}}, "it: engine.memory.settings: max_split_size_mb is 8"),
         ({"memory": {"settings": "expandable_segments"}}, "it: engine.memory.settings: .* expected name:value"),

@@ -194,7 +194,11 @@ def test_a_crashed_replica_starts_as_the_pool_starts_its_replicas() -> None:
 
 def test_settings_are_spelled_out() -> None:
     resolved = scenario(failures=CRASHES, clients=RETRIES).resolved()["fleet"]
-    assert resolved["failures"]["failover"] == "none"
+    assert resolved["failures"]["failover"] == "none" and "failover_limit" not in resolved["failures"]
+    for settings in (CRASHES, CRASHES | {"failover": "all"}, {"script": CRASHES["script"], "restarts": False}):
+        again = scenario(failures=settings).resolved()["fleet"]["failures"]
+        assert scenario(failures=again).resolved()["fleet"]["failures"] == again
+        assert again.get("failover_limit") == (3 if "failover" in settings else None)
     assert resolved["failures"]["script"][0]["replica"] == "any"
     assert resolved["clients"]["retries"] == {
         "on": ["failed", "shed"],
@@ -213,6 +217,9 @@ def test_settings_are_spelled_out() -> None:
         ({"clients": {"retries": {"on": ["timed_out"]}}}, "expected ttft_timeout or timeout"),
         ({"clients": {"timeout": 1.0, "ttft_timeout": 2.0}}, "expected no more"),
         ({"clients": {"timeout": -1.0}}, "fleet.clients.timeout"),
+        ({"failures": CRASHES | {"restarts": False}}, "restarts is false and restart_seconds is given; expected none"),
+        ({"failures": CRASHES | {"failover_limit": 2}}, "failover is none and failover_limit is 2; expected no limit"),
+        ({"failures": CRASHES | {"failover": "all", "failover_limit": 0}}, "fleet.failures.failover_limit"),
     ],
 )
 def test_what_does_not_fit_is_one_line(fleet: dict[str, Any], message: str) -> None:

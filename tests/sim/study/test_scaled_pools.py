@@ -175,6 +175,14 @@ def test_the_history_of_a_pool_s_policy_is_found_beside_the_scenario(tmp_path: P
             "prefill.autoscaler.role is both; expected prefill",
         ),
         (
+            sites({"autoscaler": {"policy": "planner", "max": 2, "role": "decode"}}, {}),
+            "fleet.sites.edge.autoscaler.role is decode; expected both",
+        ),
+        (
+            {"autoscaler": {"policy": "planner", "max": 2, "role": "prefill"}},
+            "fleet.autoscaler.role is prefill; expected both",
+        ),
+        (
             disaggregated({}, {"autoscaler": {"policy": "predictive", "max": 2}}),
             "decode.autoscaler.policy is predictive and capacity is not given",
         ),
