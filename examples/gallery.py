@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 from plotly.graph_objects import Figure, Scatter
+from plotly.subplots import make_subplots
 from rich.console import Console
 from rich.table import Table
 
@@ -73,7 +74,7 @@ def _write_page(title: str, lead: str, found: Sequence[Exhibit], path: Path) -> 
         page.text(exhibit.text)
         page.table(exhibit.header, exhibit.rows)
         for figure, caption in exhibit.figures:
-            page.figure(figure, caption)
+            page.figure(figure, caption, height=figure.layout.height or 360)
     page.write(path)
 
 
@@ -88,4 +89,30 @@ def lines(
     """One line a name: its x and y values."""
     figure = Figure([Scatter(name=name, x=list(xs), y=list(ys), mode=mode) for name, (xs, ys) in curves.items()])
     figure.update_layout(xaxis_title=x, yaxis_title=y, **layout)
+    return figure
+
+
+def points(named: Mapping[str, tuple[float, float]], x: str, y: str) -> Figure:
+    """One point a name, each of a shape of its own: there are more names than colours."""
+    figure = Figure(
+        [
+            Scatter(name=name, x=[at_x], y=[at_y], mode="markers", marker={"symbol": shape, "size": 11})
+            for shape, (name, (at_x, at_y)) in enumerate(named.items())
+        ]
+    )
+    figure.update_layout(xaxis_title=x, yaxis_title=y)
+    return figure
+
+
+def rows_of_lines(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> Figure:
+    """A row a name, one below the other on the same axes: where lines in one picture would hide each other."""
+    figure = make_subplots(
+        len(curves), 1, shared_xaxes=True, shared_yaxes="all", subplot_titles=list(curves), vertical_spacing=0.05
+    )
+    for row, (xs, ys) in enumerate(curves.values(), start=1):
+        figure.add_scatter(x=list(xs), y=list(ys), mode="lines", row=row, col=1)
+    figure.update_annotations(x=0, xanchor="left", font_size=12)
+    figure.update_xaxes(title=x, row=len(curves))
+    figure.update_yaxes(title=y, row=(len(curves) + 1) // 2)
+    figure.update_layout(showlegend=False, height=90 + 75 * len(curves))
     return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gallery import Exhibit, lines
+from gallery import Exhibit, points, rows_of_lines
 from plotly.graph_objects import Figure
 from scenarios import gpu_hours, seconds, share, simulated
 
@@ -65,7 +65,9 @@ def run() -> Exhibit:
         [
             (_attainment(runs), "Every policy: what it costs and what it keeps. Up and to the left is better."),
             (
-                lines({name: _ready(run) for name, run in runs.items()}, "hour", "replicas ready", mode="lines"),
+                rows_of_lines(
+                    {name: _ready(run) for name, run in runs.items() if "policy" in POLICIES[name]}, "hour", "replicas"
+                ),
                 "Replicas that take requests.",
             ),
         ],
@@ -77,11 +79,10 @@ def _settings(policy: dict[str, Any]) -> dict[str, Any]:
 
 
 def _attainment(runs: dict[str, Run]) -> Figure:
-    points = {
-        name: ([run.metrics["gpu_seconds"] / 3600], [100 * run.metrics["slo"]["attainment"]])
-        for name, run in runs.items()
+    named = {
+        name: (run.metrics["gpu_seconds"] / 3600, 100 * run.metrics["slo"]["attainment"]) for name, run in runs.items()
     }
-    return lines(points, "GPU hours", "requests within the SLO, %", mode="markers")
+    return points(named, "GPU hours", "requests within the SLO, %")
 
 
 def _ready(run: Run) -> tuple[list[float], list[float]]:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gallery import Exhibit, lines
+from gallery import Exhibit, points
 from scenarios import seconds, share, simulated
 
 HERE = Path(__file__).parent
@@ -48,14 +48,13 @@ def run() -> Exhibit:
         ],
         [
             (
-                lines(
+                points(
                     {
-                        name: ([100 * run.metrics["prefix_hit_rate"]], [run.metrics["ttft"]["mean"]])
+                        name: (100 * run.metrics["prefix_hit_rate"], run.metrics["ttft"]["mean"])
                         for name, run in runs.items()
                     },
                     "prompt tokens found in the prefix cache, %",
                     "mean TTFT, s",
-                    mode="markers",
                 ),
                 "What a router finds in the caches, and what that does to the first token.",
             )
