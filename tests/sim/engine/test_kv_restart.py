@@ -93,7 +93,7 @@ def test_leap_equals_step(case: tuple[pl.DataFrame, EngineConfig], source: Fails
         assert_frame_equal(leapt.sessions, stepped.sessions, check_exact=True)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(cases(), sources, st.booleans())
 def test_all_are_served_and_nothing_is_leaked(
     case: tuple[pl.DataFrame, EngineConfig], source: FailsOnce, leap: bool
