@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from calibrate.decoder import SequenceInput
 from ground.errors import UserError
+from ground.garbage import collected_before
 from sim.engine.config import EngineConfig
 from sim.engine.plan import Plan
 from sim.engine.request import Request
@@ -20,7 +21,6 @@ from sim.engine.scheduler import Scheduler
 from traces.table import Trace
 from validate.engine.clock import Clock, WallClock
 from validate.engine.recorder import Recorder
-from validate.garbage import no_garbage_collection
 from validate.prompts import prompt_of
 from validate.recording import Recording
 from validate.replay.arrivals import Arrivals
@@ -153,7 +153,7 @@ class Engine:
 
         if not self._warm:
             self._warm_up(max((len(prompt) for prompt in prompts.values()), default=0))
-        with no_garbage_collection():
+        with collected_before():
             clock.start()
             end = 0.0  # of the last step
             step: _Step | None = None  # scheduled and handed over

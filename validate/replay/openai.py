@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ground.errors import UserError
+from ground.garbage import collected_before
 from sim.results.recorder import StepRecorder
 from traces.table import Trace
-from validate.garbage import no_garbage_collection
 from validate.prompts import prompt_of
 from validate.recording import Lateness, Recording, request_table
 
@@ -126,7 +126,7 @@ class _Client:
             connector=connector, timeout=timeout, headers=self._headers, read_bufsize=1 << 20
         ) as session:
             self._model = self._server.model or await _first_model(session, self._server)
-            with no_garbage_collection():
+            with collected_before():
                 self._origin = time.perf_counter()
                 async with asyncio.TaskGroup() as group:
                     for row in roots:

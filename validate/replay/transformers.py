@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ground.errors import UserError
+from ground.garbage import collected_before
 from sim.results.recorder import StepRecorder
 from traces.table import Trace
-from validate.garbage import no_garbage_collection
 from validate.prompts import prompt_of
 from validate.recording import Lateness, Recording, request_table
 from validate.replay.arrivals import Arrivals
@@ -111,7 +111,7 @@ def replay(
     manager.start()
     try:
         client.warm_up()
-        with no_garbage_collection():
+        with collected_before():
             return client.replay()
     finally:
         manager.stop(hard_stop=True)  # only an interrupted replay has requests left, and nobody waits for them

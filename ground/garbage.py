@@ -1,8 +1,4 @@
-"""Without Python's search for reference cycles: a simulation makes next to none, and what it keeps is many objects.
-
-Each search looks at all of them again, and finds nothing: with hundreds of replicas, whose prefix caches are full, that
-was a twelfth of a run. What nobody refers to any more is freed all the same.
-"""
+"""Without Python's search for reference cycles for a while. What nobody refers to any more is freed all the same."""
 
 import gc
 from collections.abc import Iterator
@@ -19,3 +15,11 @@ def uncollected() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextmanager
+def collected_before() -> Iterator[None]:
+    """The same, after a search: for what is timed, which a search would delay."""
+    gc.collect()
+    with uncollected():
+        yield
