@@ -194,13 +194,18 @@ def _errors(profile: Profile) -> dict[str, dict[str, float]]:
             errors[kernel_class]["fit"] = median(left_out)
     if profile.held_out is not None:
         for (kernel_class,), rows in profile.held_out.group_by("kernel_class", maintain_order=True):
-            relative = ((rows["predicted"] - rows["measured"]).abs() / rows["measured"]).to_numpy()
-            errors.setdefault(str(kernel_class), {}).update(
-                held_out_points=float(len(relative)),
-                held_out_median=float(np.median(relative)),
-                held_out_p90=float(np.percentile(relative, 90)),
-            )
+            errors.setdefault(str(kernel_class), {}).update(held_out_errors(rows))
     return errors
+
+
+def held_out_errors(points: pl.DataFrame) -> dict[str, float]:
+    """The part of `Profile.errors` that says how well points held out are predicted; they are one kernel class's."""
+    relative = ((points["predicted"] - points["measured"]).abs() / points["measured"]).to_numpy()
+    return {
+        "held_out_points": float(len(relative)),
+        "held_out_median": float(np.median(relative)),
+        "held_out_p90": float(np.percentile(relative, 90)),
+    }
 
 
 def _families(kernel_class: str, table: pl.DataFrame) -> list[Curve]:

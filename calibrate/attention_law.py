@@ -74,19 +74,27 @@ class AttentionLaw:
         if alone is None:
             return seconds, inside
         if self._beside is None:
-            added = alone(kv_tokens)
-            if self.skew and spread:
-                sums = [np.array([float(value)]) for value in (kv_tokens, spread.squares, spread.longest)]
-                added *= 1.0 + float(self.skew.relative(decodes, sums[0], sums[1], sums[2])[0])
+            added = alone(kv_tokens) * self._longer(decodes, kv_tokens, spread)
             return seconds + added, inside and alone.covers(kv_tokens)
         chunk, cached = max(prefills)
         added, covered = self._beside(chunk, cached, decodes, kv_tokens / decodes, self.prefill)
-        seconds += added
-        if self.skew and spread:
-            sums = [np.array([float(value)]) for value in (kv_tokens, spread.squares, spread.longest)]
-            prefill = (sum(new for new, _ in prefills), cached)
-            seconds *= 1.0 + float(self.skew.relative(decodes, sums[0], sums[1], sums[2], prefill)[0])
+        seconds = (seconds + added) * self._longer(decodes, kv_tokens, spread, prefills, cached)
         return seconds, inside and covered
+
+    def _longer(
+        self,
+        decodes: int,
+        kv_tokens: int,
+        spread: Spread | None,
+        prefills: Sequence[tuple[int, int]] = (),
+        cached: int = 0,
+    ) -> float:
+        """By what factor unequal contexts make decoding longer, alone or in one kernel call with `prefills`."""
+        if not self.skew or not spread:
+            return 1.0
+        prefill = (sum(new for new, _ in prefills), cached)
+        sums = [np.array([float(value)]) for value in (kv_tokens, spread.squares, spread.longest)]
+        return 1.0 + float(self.skew.relative(decodes, sums[0], sums[1], sums[2], prefill)[0])
 
 
 class _BesidePrefill:

@@ -52,10 +52,6 @@ class Collectives:
         """Whether it was measured."""
         return (operation, ranks) in self._curves
 
-    def knows(self, operation: str, ranks: int) -> bool:
-        """Whether it was measured, or follows from the fabric."""
-        return self.has(operation, ranks) or (self.fabric is not None and operation in nccl_model.OPERATIONS)
-
     def seconds(self, operation: str, ranks: int, size: float) -> float:
         """Of one call; 0 for a single rank.
 
@@ -65,9 +61,9 @@ class Collectives:
         if ranks == 1:
             return 0.0
         curve = self._curves.get((operation, ranks))
-        if curve is None and self.fabric is not None and operation in nccl_model.OPERATIONS:
-            return nccl_model.seconds(self.fabric, operation, ranks, size)
         if curve is None:
+            if self.fabric is not None and operation in nccl_model.OPERATIONS:
+                return nccl_model.seconds(self.fabric, operation, ranks, size)
             known = ", ".join(sorted({f"{name} × {count}" for name, count in self._curves})) or "none"
             raise UserError(f"{self.source}: no {operation} between {ranks} ranks; measured are {known}")
         at = log(max(size, 1.0))
@@ -76,16 +72,6 @@ class Collectives:
         if at > curve.high:
             return exp(curve.ys[-1] + at - curve.high)
         return exp(curve(at))
-
-
-def bus_factor(operation: str, ranks: int) -> float:
-    """Bus bandwidth is bytes of the whole buffer / seconds × this (NVIDIA/nccl-tests, doc/PERFORMANCE.md).
-
-    The whole buffer is one rank's input, but of an all-gather what each gets.
-    """
-    if operation.startswith("all_reduce"):
-        return 2 * (ranks - 1) / ranks
-    return 1.0 if operation == "send_recv" else (ranks - 1) / ranks
 
 
 def line(ranks: int, latency: float, bandwidth: float) -> pl.DataFrame:

@@ -64,42 +64,36 @@ def run(
     shape = load_model(model) if model is not None else None
     if importlib.util.find_spec("torch") is None:
         raise UserError("calibrate run needs torch, which is not installed; expected: pip install 'simctl[torch]'")
-    if shape is None:
-        _run_collectives(device, ranks, quick, force, out)
-        return
-    from calibrate.microbench.grid import cpu_grid, cuda_grid, quick_grid
-    from calibrate.microbench.measure import measure
-
-    grid = quick_grid() if quick else cuda_grid() if device == "cuda" else cpu_grid()
     try:
-        profile = measure(
-            shape,
-            device=device,
-            tp=tp,
-            threads=threads,
-            grid=grid,
-            block_size=block_size,
-            out=out.absolute(),
-            force=force,
-        )
+        if shape is None:
+            profile = _run_collectives(device, ranks, quick, force, out.absolute())
+        else:
+            from calibrate.microbench.grid import cpu_grid, cuda_grid, quick_grid
+            from calibrate.microbench.measure import measure
+
+            profile = measure(
+                shape,
+                device=device,
+                tp=tp,
+                threads=threads,
+                grid=quick_grid() if quick else cuda_grid() if device == "cuda" else cpu_grid(),
+                block_size=block_size,
+                out=out.absolute(),
+                force=force,
+            )
     except KeyboardInterrupt:
         raise UserError(f"{out}: stopped; the finished points are kept, the same command goes on with them") from None
     _print(profile)
     click.echo(f"Profile written to {out}")
 
 
-def _run_collectives(device: str, ranks: str, quick: bool, force: bool, out: Path) -> None:
+def _run_collectives(device: str, ranks: str, quick: bool, force: bool, out: Path) -> Profile:
     from calibrate.microbench.collectives import collective_grid, measure_collectives
 
     counts = [int(part) if part.strip().isdecimal() else 0 for part in ranks.split(",")]
     if any(count < 2 for count in counts) or sorted(set(counts)) != counts:
         raise UserError(f"--ranks {ranks}: expected rising numbers from 2 on, such as 2,4")
-    try:
-        profile = measure_collectives(device, collective_grid(device, counts, quick=quick), out.absolute(), force=force)
-    except KeyboardInterrupt:
-        raise UserError(f"{out}: stopped; the finished points are kept, the same command goes on with them") from None
-    _print(profile)
-    click.echo(f"Profile written to {out}")
+    return measure_collectives(device, collective_grid(device, counts, quick=quick), out, force=force)
 
 
 @calibrate.command("import")

@@ -37,6 +37,11 @@ _TILE_BYTES = 1 << 20
 _MAX_SEQUENCES = 1 << 14
 
 
+def dtype_of(model: ModelShape) -> torch.dtype:
+    """What its weights and activations are kept in."""
+    return torch.float32 if model.dtype_bytes == 4 else torch.bfloat16
+
+
 @dataclass(frozen=True)
 class SequenceInput:
     """One sequence of a step: its new tokens, behind `start` cached ones, kept in the physical `blocks`.

@@ -21,9 +21,10 @@ from calibrate.links import collectives_of
 from calibrate.model import ModelShape
 from calibrate.parallelism import Parallelism
 from calibrate.profile import Profile
-from calibrate.profile_sources import provenance, stand_ins
+from calibrate.profile_sources import provenance, source_of, stand_ins
 from calibrate.skew import Skew, Spread
 from calibrate.skew_models import skew_of
+from calibrate.uncounted import uncounted
 from ground.assumption import Assumption
 from ground.errors import UserError
 
@@ -269,11 +270,12 @@ class StepLatency:
             outside.append("per_sequence")
         if not self.decode.keys[0] <= decodes <= self.decode.keys[-1]:
             outside.append("attention")
+        # Of engines that share experts nobody asks this law for them.
+        if self.experts is not None and self.parallelism.data == 1 and not self.experts.covers(padded):
+            outside.append("moe")
         host = self.host(decodes, 0)
-        before = self.extrapolated.copy()  # a law is no step: its steps are counted when they are asked for
-        fixed = self._tokenwise(padded, decodes) + self._shared(padded)
-        self.extrapolated.clear()
-        self.extrapolated.update(before)
+        with uncounted(self.extrapolated):  # a law is no step: its steps are counted when they are asked for
+            fixed = self._tokenwise(padded, decodes) + self._shared(padded)
         law = self._laws[decodes] = DecodeLaw(
             decodes,
             fixed if self.host_overlaps else fixed + host,
@@ -314,7 +316,7 @@ class StepLatency:
             if errors
             else f"what unequal contexts cost, by {name}"
         )
-        self.assumptions.append(Assumption("engine.skew", name, "", "imported", note))
+        self.assumptions.append(Assumption("engine.skew", name, "", source_of(profile), note))
         return skew
 
     def _experts_law(self, profile: Profile) -> ExpertsLaw:

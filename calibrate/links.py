@@ -11,6 +11,7 @@ from calibrate.collective_law import Collectives
 from calibrate.datasheet import device_like
 from calibrate.fabric import FABRICS
 from calibrate.profile import Profile
+from calibrate.profile_sources import source_of
 
 _BUNDLED = Path(__file__).parent / "collectives"
 
@@ -20,7 +21,7 @@ def collectives_of(profile: Profile) -> Collectives | None:
     device = device_like(profile.device)
     fabric = None if device is None else FABRICS.get(device.name)
     if "collective" in profile.tables:
-        return Collectives(profile.table("collective"), f"profile {profile.name}", fabric)
+        return Collectives(profile.table("collective"), f"profile {profile.name}", fabric, word=source_of(profile))
     path = None if device is None else _BUNDLED / f"{device.name}.parquet"
     if path is not None and path.is_file():
         table = pl.read_parquet(path)

@@ -6,6 +6,7 @@ from calibrate.datasheet import find_device
 from calibrate.model import ModelShape
 from calibrate.pipeline_memory import StageMemory, stage_memories
 from calibrate.profile import Profile
+from calibrate.profile_sources import source_of
 from ground.assumption import Assumption, Source
 from ground.errors import UserError
 
@@ -103,20 +104,20 @@ def kv_block_count(
                 "said how much memory it has; the scenario must give kv_blocks"
             )
         name, memory = profile_or_device.device, profile_or_device.device_memory
-        kind = profile_or_device.provenance.source
-        source = "datasheet" if kind == "datasheet" else "imported" if kind == "imported" else "measured"
+        source = source_of(profile_or_device)
     else:
         device = find_device(profile_or_device.removeprefix("datasheet:"))
         name, memory, source = device.name, device.memory, "datasheet"
     outside = _CONTEXT_BYTES + _NCCL_BYTES.get(tp * data * stages, _NCCL_BYTES[8])
 
+    def peak_of(stage: StageMemory) -> int:
+        return activation_peak(model, tp, max_num_batched_tokens, max_num_seqs, samples=stage.samples)
+
     def left_by(stage: StageMemory) -> float:
-        peak = activation_peak(model, tp, max_num_batched_tokens, max_num_seqs, samples=stage.samples)
-        return memory * gpu_memory_utilization - stage.weights - peak - outside
+        return memory * gpu_memory_utilization - stage.weights - peak_of(stage) - outside
 
     fewest = min(stage_memories(model, tp, data, stages), key=lambda stage: left_by(stage) / stage.kv_bytes_per_token)
-    weights, left = fewest.weights, left_by(fewest)
-    activations = activation_peak(model, tp, max_num_batched_tokens, max_num_seqs, samples=fewest.samples)
+    weights, activations, left = fewest.weights, peak_of(fewest), left_by(fewest)
     block_bytes = block_size * fewest.kv_bytes_per_token
     blocks = int(left // block_bytes)
     of_stage = "" if stages == 1 else f", stage {fewest.stage + 1} of {stages}"

@@ -60,7 +60,7 @@ def choices(fabric: Fabric, operation: str, ranks: int, size: float) -> dict[str
     if operation == "all_to_all":
         return {"direct": _all_to_all(fabric, ranks, size)}
     if operation == "send_recv":
-        return {"direct": _hop(fabric, fabric.nodes(ranks) > 1) + size / (_slower(fabric, fabric.nodes(ranks) > 1))}
+        return {"direct": _send(fabric, ranks, size)}
     if operation == "all_reduce" and (custom := _custom(fabric, ranks, size)):
         return custom
     found = {f"ring {name}": _ring(fabric, operation, ranks, whole, p) for p, name in enumerate(_PROTOCOLS)}
@@ -132,8 +132,10 @@ def _hop(fabric: Fabric, between_nodes: bool) -> float:
     return (_BASE["ring"][2] + hop) * 1e-6
 
 
-def _slower(fabric: Fabric, between_nodes: bool) -> float:
-    return min(fabric.bandwidth, fabric.network) if between_nodes else fabric.bandwidth
+def _send(fabric: Fabric, ranks: int, size: float) -> float:
+    between_nodes = fabric.nodes(ranks) > 1
+    slower = min(fabric.bandwidth, fabric.network) if between_nodes else fabric.bandwidth
+    return _hop(fabric, between_nodes) + size / slower
 
 
 def _all_to_all(fabric: Fabric, ranks: int, size: float) -> float:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from calibrate.batch import Batch
-from calibrate.curve import Curve, add
+from calibrate.curve import Curve
 from calibrate.latency import StepLatency
 from calibrate.model import ModelShape
 from calibrate.parallelism import Parallelism, stage_layers
 from calibrate.profile import Profile
 from calibrate.skew import Spread
+from calibrate.uncounted import uncounted
 from ground.assumption import Assumption
 
-# Token-wise kernels that are run once and not in every layer: by the first stage, or by the last.
-_FIRST, _LAST = ("embedding",), ("final_layernorm",)
+# Token-wise kernels that are run once and not in every layer: by the first stage, and by the last.
+_FIRST, _LAST = "embedding", "final_layernorm"
+
+_Seconds = TypeVar("_Seconds", float, np.ndarray)
 
 
 class PipelineLatency(StepLatency):
@@ -34,8 +37,9 @@ class PipelineLatency(StepLatency):
         stages = parallelism.pipeline
         self.layers = stage_layers(model.layers, stages)
         self._shares = [layers / model.layers for layers in self.layers]
-        self._first, self._last = (_edge(profile, layers) for layers in (_FIRST, _LAST))
+        self._first, self._last = (_edge(profile, layer) for layer in (_FIRST, _LAST))
         self._ends: dict[tuple[int, int], tuple[float, float]] = {}  # by (padded tokens, sequences)
+        self._of_decodes: dict[int, tuple[float, float, float]] = {}
         self._sends: dict[int, float] = {}  # by padded tokens
         note = (
             f"layers a stage: {', '.join(map(str, self.layers))} (as vLLM divides them); every stage takes the host's "
@@ -55,30 +59,16 @@ class PipelineLatency(StepLatency):
         sequences, padded = decodes + len(prefills), self.computed_tokens(tokens, prefills=True)
         in_layers = self._attention_of(prefills, decodes, kv_tokens, spread)
         host = self.host(sequences, tokens - sequences)
-        first, layers, last = self._fixed(padded, sequences)
-        return [
-            max(kernels, host) if self.host_overlaps else kernels + host
-            for kernels in (
-                share * (layers + in_layers) + (first if index == 0 else 0.0) + (last if index == self._end else 0.0)
-                for index, share in enumerate(self._shares)
-            )
-        ]
+        kernels = self._divided(self._fixed(padded, sequences), in_layers)
+        return [max(own, host) if self.host_overlaps else own + host for own in kernels]
 
     def stage_runs(self, decodes: int, kv_tokens: int, steps: int, spread: Spread | None = None) -> list[np.ndarray]:
         """The same of `steps` decode steps in a row of as many sequences, each (steps,)."""
         law = self._laws.get(decodes) or self._law(decodes)
         attention = self._decode_attention(law, kv_tokens, steps, spread)
         host = self.host(decodes, 0)
-        first, layers, last = self._fixed(self.computed_tokens(decodes, prefills=False), decodes)
-        runs = []
-        for index, share in enumerate(self._shares):
-            own = share * (layers + attention)
-            if index == 0:
-                own += first
-            if index == self._end:
-                own += last
-            runs.append(np.maximum(own, host) if self.host_overlaps else own + host)
-        return runs
+        kernels = self._divided(self._fixed_of_decodes(decodes), attention)
+        return [np.maximum(own, host) if self.host_overlaps else own + host for own in kernels]
 
     def sends(self, prefill_tokens: int, decodes: int) -> float:
         """Seconds until the hidden states of a micro-batch have come from one stage to the next."""
@@ -87,9 +77,13 @@ class PipelineLatency(StepLatency):
             self._sends[padded] = self.exchange.stage(padded)
         return self._sends[padded]
 
-    @property
-    def _end(self) -> int:
-        return len(self._shares) - 1
+    def _divided(self, fixed: tuple[float, float, float], attention: _Seconds) -> list[_Seconds]:
+        """All kernels with what they exchange, of each stage; `fixed` is what `_fixed` says."""
+        first, layers, last = fixed
+        kernels = [share * (layers + attention) for share in self._shares]
+        kernels[0] += first
+        kernels[-1] += last
+        return kernels
 
     def _fixed(self, padded: int, sequences: int) -> tuple[float, float, float]:
         """Kernels that do not depend on what is cached, with what they exchange: those of the first stage alone, of all
@@ -103,12 +97,17 @@ class PipelineLatency(StepLatency):
         first, last = ends
         return first, max(0.0, whole - first - last) + self._shared(padded), last
 
+    def _fixed_of_decodes(self, decodes: int) -> tuple[float, float, float]:
+        """The same of a step that only decodes. What of it lies outside the grid its `DecodeLaw` counts."""
+        if decodes not in self._of_decodes:
+            with uncounted(self.extrapolated):
+                padded = self.computed_tokens(decodes, prefills=False)
+                self._of_decodes[decodes] = self._fixed(padded, decodes)
+        return self._of_decodes[decodes]
 
-def _edge(profile: Profile, layers: Sequence[str]) -> Curve:
-    """Token-wise kernels by name, each run once."""
+
+def _edge(profile: Profile, layer: str) -> Curve:
+    """A token-wise kernel that is run once."""
     table = profile.table("dense")
-    curves = []
-    for layer in layers:
-        rows = table.filter(table["layer"] == layer).sort("tokens")
-        curves.append((1.0, Curve(rows["tokens"].to_list(), rows["seconds"].to_list())))
-    return add(curves)
+    rows = table.filter(table["layer"] == layer).sort("tokens")
+    return Curve(rows["tokens"].to_list(), rows["seconds"].to_list())

@@ -9,6 +9,7 @@ import polars as pl
 
 from calibrate.datasheet import device_like
 from calibrate.profile import Profile
+from calibrate.profile_sources import source_of
 from ground.assumption import Assumption, Source
 from ground.errors import UserError
 
@@ -71,12 +72,11 @@ def _measured(profile: Profile) -> PowerLaw:
         if rows.is_empty():
             raise UserError(f"{name}: no row of state {state}; expected {', '.join(_STATES)}")
     decode = by_state["decode"]
-    source: Source = "imported" if profile.provenance.source == "imported" else "measured"
     return PowerLaw(
         idle=float(by_state["idle"]["watts"][0]),
         prefill=float(by_state["prefill"]["watts"][-1]),
         sequences=tuple(map(float, decode["sequences"])),
         decode=tuple(map(float, decode["watts"])),
-        source=source,
+        source=source_of(profile),
         note=f"{name}; decode of the largest batch measured",
     )

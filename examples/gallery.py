@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -28,7 +28,7 @@ class Exhibit:
     text: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
-    figures: Sequence[tuple[Figure, str]] = field(default_factory=list)
+    figures: Sequence[tuple[Figure, str]] = ()
 
 
 def gallery(name: str, title: str, lead: str, exhibits: Mapping[str, Callable[[], Exhibit]]) -> click.Command:

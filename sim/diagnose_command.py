@@ -99,6 +99,7 @@ def _diagnose(run: Path, folder: Path, profile: str | None, force: bool) -> None
 def _what_if(scenario: Path, folder: Path, objective: str, settings: tuple[str, ...], workers: int | None) -> None:
     from ground.progress import progress_bar
     from ground.spec import read_yaml
+    from ground.whole_file import whole_file
     from sim.study.points import Point
     from sim.study.scenario import make_scenario, override, parse_override, with_absolute_paths
     from sim.study.what_if import open_what_if_folder, what_if
@@ -125,8 +126,7 @@ def _what_if(scenario: Path, folder: Path, objective: str, settings: tuple[str, 
     except KeyboardInterrupt:
         click.echo("interrupted: what was simulated is kept; the same command goes on", err=True)
         raise SystemExit(130) from None
-    page = folder / ".what-if.html.partial"
-    write_what_if(found, scenario.stem, page)
-    page.rename(folder / "what-if.html")
+    with whole_file(folder / "what-if.html") as partial:
+        write_what_if(found, scenario.stem, partial)
     print_what_if(found)
     click.echo(str(folder / "what-if.html"))

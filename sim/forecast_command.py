@@ -12,6 +12,8 @@ import yaml
 from ground.errors import UserError
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from sim.study.backtest import Plan
     from sim.study.load_series import LoadSeries
 
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     "names",
     multiple=True,
     metavar="NAME",
-    help="naive, seasonal_naive, holt_winters, arima, lstm; default: each that can predict this load.",
+    help="naive, seasonal_naive, holt_winters, arima, kalman, lstm; default: each that can predict this load.",
 )
 @click.option(
     "--history",
@@ -122,9 +124,8 @@ def _save_model(
         save(forecaster, output, {key: options[key] for key in ("trace", "load", "unit", "interval")})
 
 
-def _write(series: LoadSeries, plan: Plan, predictions: Any, result: dict[str, Any], output: Path) -> None:
-    import polars as pl
-
+def _write(series: LoadSeries, plan: Plan, predictions: pl.DataFrame, result: dict[str, Any], output: Path) -> None:
+    from ground.whole_file import whole_file
     from sim.study.backtest_report import write_backtest_report
     from sim.study.forecast_errors import judged, references
 
@@ -134,20 +135,14 @@ def _write(series: LoadSeries, plan: Plan, predictions: Any, result: dict[str, A
     if capacity is not None:
         one = next(iter(by_name.values()))
         result["references"] = references(series.load[: plan.first], one, interval, capacity, gpus)
-    _replace(output / "backtest.parquet", predictions.write_parquet)
-    text = json.dumps(result, indent=2, allow_nan=False) + "\n"
-    _replace(output / "forecast.json", lambda path: path.write_text(text, encoding="utf-8"))
-    _replace(output / "report.html", lambda path: write_backtest_report(series.load, predictions, result, path))
+    with whole_file(output / "backtest.parquet") as partial:
+        predictions.write_parquet(partial)
+    with whole_file(output / "forecast.json") as partial:
+        partial.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    with whole_file(output / "report.html") as partial:
+        write_backtest_report(series.load, predictions, result, partial)
     _print(result)
     click.echo(str(output / "report.html"))
-    assert isinstance(predictions, pl.DataFrame)
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write beside `path`, then rename: it is whole or not there."""
-    partial = path.parent / f".{path.name}.partial"
-    write(partial)
-    partial.rename(path)
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -8,7 +8,9 @@ import polars as pl
 import pytest
 from command_line import refused, simctl
 
+from sim.fleet.forecasters import FORECASTERS
 from sim.fleet.forecasters.lstm_file import load
+from sim.study.load_series import LOADS
 
 QUICK = ("--forecaster", "naive", "--forecaster", "holt_winters", "--season", "60")
 
@@ -90,6 +92,12 @@ def test_the_model_of_the_whole_trace_is_saved(trace: str, tmp_path: Path) -> No
     # Half a minute's season later the load is another, and the model knows.
     ahead = [forecaster.predict(recent[: len(recent) - back], 1).mean[0] for back in range(12)]
     assert max(ahead) > 1.5 * min(ahead)
+
+
+def test_its_help_names_every_forecaster_and_load() -> None:
+    shown = simctl("forecast", "--help").output
+    assert all(f"{name}," in shown or f"{name};" in shown for name in FORECASTERS)
+    assert all(name in shown for name in LOADS)
 
 
 def test_mistakes_are_said_in_one_line(trace: str, tmp_path: Path) -> None:

@@ -76,11 +76,9 @@ def measure_reference(
             model cannot be run, a request is too long for it or for the KV pool, or `folder` cannot be written.
     """
     facts = machine.facts()
-    import torch
-
     from calibrate.block_swap import BlockSwap
     from calibrate.decode_graphs import DecodeGraphs
-    from calibrate.decoder import Decoder
+    from calibrate.decoder import Decoder, dtype_of
     from validate.engine.engine import Engine
 
     if scenario.gpus > 1:
@@ -95,7 +93,7 @@ def measure_reference(
     decoder = Decoder(
         model,
         device=machine.device,
-        dtype=torch.float32 if model.dtype_bytes == 4 else torch.bfloat16,
+        dtype=dtype_of(model),
         kv_blocks=config.kv_blocks,
         block_size=config.block_size,
         seed=scenario.seed,
@@ -142,8 +140,7 @@ def measure_transformers(
     if tuple(map(int, installed.split(".")[:2])) < (5, 24):
         raise UserError(f"transformers {installed} is installed; expected 5.24 or newer")
     facts = machine.facts() | {"engine": "transformers", "transformers": installed}
-    import torch
-
+    from calibrate.decoder import dtype_of
     from validate.replay.transformers import replay as replay_on_transformers
     from validate.replay.transformers_manager import build, check_limits
 
@@ -153,7 +150,7 @@ def measure_transformers(
     check_limits(config, machine.device)
     _check_context(trace, config, model)
     _check_fits(trace, config)
-    dtype = torch.float32 if model.dtype_bytes == 4 else torch.bfloat16
+    dtype = dtype_of(model)
     built = build(model, config, device=machine.device, dtype=dtype, seed=scenario.seed, weights=machine.weights)
     recording = replay_on_transformers(
         trace,

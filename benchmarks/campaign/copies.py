@@ -18,7 +18,7 @@ import polars as pl
 import torch
 
 from calibrate.block_swap import BlockSwap
-from calibrate.decoder import Decoder, SequenceInput
+from calibrate.decoder import Decoder, SequenceInput, dtype_of
 from calibrate.microbench import copy
 from calibrate.microbench.grid import StepShape
 from calibrate.microbench.timing import repeat, whole
@@ -159,9 +159,8 @@ def start_up(work: Work) -> dict[str, Any]:
     """Seconds of an engine's start: weights from a file to the device, a decoder with random ones, its first steps."""
     model, device = load_model(work.model), torch.device(work.device)
     found: dict[str, Any] = weight_load(work.out / ".weights.bin", _WEIGHT_FILE[work.device], device)
-    dtype = torch.float32 if model.dtype_bytes == 4 else torch.bfloat16
     begin = perf_counter()
-    decoder = Decoder(model, device=work.device, dtype=dtype, kv_blocks=256, block_size=BLOCK_SIZE)
+    decoder = Decoder(model, device=work.device, dtype=dtype_of(model), kv_blocks=256, block_size=BLOCK_SIZE)
     if work.on_gpu:
         torch.cuda.synchronize()
     found["decoder_seconds"] = perf_counter() - begin

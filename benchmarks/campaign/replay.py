@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
 
 from calibrate.block_swap import BlockSwap
 from calibrate.decode_graphs import DecodeGraphs
-from calibrate.decoder import Decoder
+from calibrate.decoder import Decoder, dtype_of
 from calibrate.model import load_model
 from campaign.policies import ENGINE, EVERY_URGENT, FEWEST, LENGTHS, SECONDS
 from campaign.work import BLOCK_SIZE, free_memory, write_json
@@ -112,11 +111,10 @@ class ReferenceEngine:
         wanted = config.kv_blocks, tuple(graph_sizes)
         if self._decoder is None or self._of != wanted:
             self.close()
-            dtype = torch.float32 if self._model.dtype_bytes == 4 else torch.bfloat16
             self._decoder = Decoder(
                 self._model,
                 device=self._device,
-                dtype=dtype,
+                dtype=dtype_of(self._model),
                 kv_blocks=config.kv_blocks,
                 block_size=config.block_size,
                 seed=SEED,

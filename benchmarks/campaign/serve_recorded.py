@@ -15,7 +15,7 @@ import polars as pl
 import torch
 
 from calibrate.decode_graphs import DecodeGraphs
-from calibrate.decoder import Decoder
+from calibrate.decoder import Decoder, dtype_of
 from calibrate.microbench.shapes import bucket
 from calibrate.model import load_model
 from campaign.machine import facts
@@ -63,8 +63,14 @@ def serve(device: str, trace: Trace, *, graphs: bool) -> int:
     """Build the engine, with decode graphs or without, and serve the trace; returns the number of steps."""
     model = load_model(MODELS[device])
     config = EngineConfig(block_size=BLOCK_SIZE, **_ENGINE[device])
-    dtype = torch.float32 if model.dtype_bytes == 4 else torch.bfloat16
-    decoder = Decoder(model, device=device, dtype=dtype, kv_blocks=config.kv_blocks, block_size=BLOCK_SIZE, seed=_SEED)
+    decoder = Decoder(
+        model,
+        device=device,
+        dtype=dtype_of(model),
+        kv_blocks=config.kv_blocks,
+        block_size=BLOCK_SIZE,
+        seed=_SEED,
+    )
     if graphs:
         longest = int((trace.requests["prompt_tokens"] + trace.requests["output_tokens"]).to_numpy().max())
         DecodeGraphs(decoder, _GRAPH_SIZES, max_context=longest).capture()

@@ -11,22 +11,20 @@ from statistics import median
 
 import numpy as np
 import polars as pl
-import torch
 
 from calibrate.decode_graphs import DecodeGraphs
-from calibrate.decoder import Decoder
+from calibrate.decoder import Decoder, dtype_of
 from calibrate.latency import StepLatency
 from calibrate.profile import Profile
+from campaign.equal_requests import blocks_for, equal_requests
 from campaign.policies import ENGINE
 from campaign.work import BLOCK_SIZE, Work
 from sim.engine.config import EngineConfig
-from traces.synth import SynthSpec, generate
 from validate.engine.engine import Engine
 
 _SEQUENCES = {"cpu": [1, 4], "cuda": [1, 8, 16, 24, 32, 48, 64, 96, 128]}
 _PROMPT = {"cpu": 16, "cuda": 256}
 _OUTPUT = {"cpu": 8, "cuda": 40}
-_SEED = 0
 
 
 def beyond_the_decoder(work: Work, profile: Profile, longest: int) -> dict[int, float]:
@@ -37,29 +35,19 @@ def beyond_the_decoder(work: Work, profile: Profile, longest: int) -> dict[int, 
     counts, prompt, output = _SEQUENCES[work.device], _PROMPT[work.device], _OUTPUT[work.device]
     model, engine = profile.shape, ENGINE[work.device]
     graph_sizes = engine["cudagraph_capture_sizes"]
-    blocks = max(counts) * (-(-(prompt + output) // BLOCK_SIZE) + 1)
-    dtype = torch.float32 if model.dtype_bytes == 4 else torch.bfloat16
-    decoder = Decoder(model, device=work.device, dtype=dtype, kv_blocks=blocks, block_size=BLOCK_SIZE, seed=_SEED)
+    blocks = blocks_for(max(counts), prompt, output)
+    decoder = Decoder(model, device=work.device, dtype=dtype_of(model), kv_blocks=blocks, block_size=BLOCK_SIZE)
     DecodeGraphs(decoder, graph_sizes, max_context=longest).capture()
     times = StepLatency(profile, model, profile.tp, graph_sizes=graph_sizes, graphs_decode_only=True)
     found = {}
     for count in counts:
-        spec = {
-            "requests": count,
-            "arrivals": {"process": "constant", "rate": 1e6},
-            "lengths": {
-                "prompt": {"distribution": "constant", "value": prompt},
-                "output": {"distribution": "constant", "value": output},
-            },
-        }
-        trace = generate(SynthSpec.model_validate(spec), _SEED)
         config = EngineConfig(
             kv_blocks=blocks,
             block_size=BLOCK_SIZE,
             max_num_seqs=count,
             max_num_batched_tokens=engine["max_num_batched_tokens"],
         )
-        steps = Engine(config, decoder, vocabulary=model.vocab).replay(trace).steps
+        steps = Engine(config, decoder, vocabulary=model.vocab).replay(equal_requests(count, prompt, output)).steps
         alone = steps.filter((pl.col("prefill_seqs") == 0) & (pl.col("decode_seqs") == count))
         found[count] = median(
             end - start - times.step([], count, kv_tokens)

@@ -10,17 +10,17 @@ import polars as pl
 import torch
 
 from calibrate.decode_graphs import DecodeGraphs
-from calibrate.decoder import Decoder
+from calibrate.decoder import Decoder, dtype_of
 from calibrate.microbench.grid import CUDA_GRAPH_SIZES
 from calibrate.microbench.recompute import token_costs
 from calibrate.microbench.shapes import LENGTHS, MODES, layer_of, measure_mode, token_counts, unavailable
 from calibrate.microbench.workbench import Workbench
 from calibrate.model import ModelShape, load_model
 from calibrate.weights import random_weights
+from campaign.equal_requests import blocks_for, equal_requests
 from campaign.profile import grid_of
 from campaign.work import BLOCK_SIZE, Work, free_memory
 from sim.engine.config import EngineConfig
-from traces.synth import SynthSpec, generate
 from validate.engine.engine import Engine
 
 _CALLS = {"cpu": 3, "cuda": 10}
@@ -46,9 +46,8 @@ def run(work: Work) -> None:
 def modes(work: Work, model: ModelShape) -> None:
     """Writes `shapes.parquet`, one row a call, and says by mode and lengths how it went."""
     device = torch.device(work.device)
-    dtype = torch.float32 if model.dtype_bytes == 4 else torch.bfloat16
     # One layer and a small vocabulary: the other weights are of no use here.
-    weights = random_weights(replace(model, layers=1, vocab=64), device, dtype, seed=0)
+    weights = random_weights(replace(model, layers=1, vocab=64), device, dtype_of(model), seed=0)
     layer = layer_of(model, weights.layers[0])
     counts = token_counts(_CALLS[work.device], _LONGEST[work.device], seed=0)
     went = work.found.setdefault("modes", {})
@@ -82,16 +81,9 @@ def graphs(work: Work, model: ModelShape) -> Any:
 def scheduling(work: Work, model: ModelShape) -> dict[str, Any]:
     """The same requests, all there at once, served synchronously and with a step scheduled while the last one runs."""
     served = _SERVED[work.device]
-    lengths = {name: {"distribution": "constant", "value": served[name]} for name in ("prompt", "output")}
-    spec = {
-        "requests": served["requests"],
-        "arrivals": {"process": "constant", "rate": 1e6},
-        "lengths": lengths,
-    }
-    trace = generate(SynthSpec.model_validate(spec), 0)
-    blocks = served["sequences"] * (-(-(served["prompt"] + served["output"]) // BLOCK_SIZE) + 1)
-    dtype = torch.float32 if model.dtype_bytes == 4 else torch.bfloat16
-    decoder = Decoder(model, device=work.device, dtype=dtype, kv_blocks=blocks, block_size=BLOCK_SIZE)
+    trace = equal_requests(served["requests"], served["prompt"], served["output"])
+    blocks = blocks_for(served["sequences"], served["prompt"], served["output"])
+    decoder = Decoder(model, device=work.device, dtype=dtype_of(model), kv_blocks=blocks, block_size=BLOCK_SIZE)
     DecodeGraphs(decoder, [1, 2, served["sequences"]], max_context=served["prompt"] + served["output"]).capture()
     found: dict[str, Any] = {}
     for name, ahead in (("synchronous", False), ("asynchronous", True)):

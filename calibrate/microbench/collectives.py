@@ -13,20 +13,19 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import torch
 
+from calibrate.assemble import held_out_errors
 from calibrate.collective_law import Collectives
 from calibrate.microbench.collective_rank import Point, run_rank
 from calibrate.microbench.journal import Journal, Record
-from calibrate.microbench.measure import machine_facts
-from calibrate.profile import KEYS, Profile, Provenance
+from calibrate.microbench.measure import machine_facts, new_profile
+from calibrate.profile import KEYS, Profile
 from ground.errors import UserError
 from ground.folder import refuse_existing
 from ground.progress import progress_bar
@@ -90,7 +89,11 @@ def measure_collectives(device: str, grid: CollectiveGrid, out: Path, *, force: 
         raise UserError(f"--ranks {max(grid.ranks)}: torch finds {torch.cuda.device_count()} GPUs; expected one a rank")
     facts = machine_facts(device)
     is_profile = (out / "profile.json").is_file()
-    profile = Profile.load(out) if is_profile else _new_profile(device, facts, out)
+    profile = (
+        Profile.load(out)
+        if is_profile
+        else new_profile(out.name, device, facts, model=None, tp=1, dtype="float32", threads=1)
+    )
     if is_profile and "collective" in profile.tables and not force:
         raise UserError(f"{out}: holds a table of collectives; choose another profile or pass --force")
     if not is_profile:
@@ -101,14 +104,13 @@ def measure_collectives(device: str, grid: CollectiveGrid, out: Path, *, force: 
         _measure(device, grid, journal)
     finally:
         journal.close()
-    renamed = _TABLE_NAMES.get(device, {})
-    tables = {}
-    for is_held_out in (False, True):
-        table = _table([record for record in journal.records if record["held_out"] == is_held_out], device)
-        tables[is_held_out] = table.with_columns(pl.col("operation").replace(renamed))
-    profile.tables["collective"] = tables[False].sort(KEYS["collective"])
-    held_out = judged(tables[False], tables[True])
-    errors = errors_of(len(tables[False]), held_out) | repeat_errors(journal.records, device)
+    table, between = (
+        _table([record for record in journal.records if record["held_out"] == is_held_out], device)
+        for is_held_out in (False, True)
+    )
+    profile.tables["collective"] = table.sort(KEYS["collective"])
+    held_out = judged(table, between)
+    errors = errors_of(len(table), held_out) | repeat_errors(journal.records, device)
     profile.errors = {**profile.errors, "collective": errors}
     if profile.held_out is not None:
         held_out = pl.concat([profile.held_out.filter(pl.col("kernel_class") != "collective"), held_out])
@@ -131,13 +133,7 @@ def judged(table: pl.DataFrame, held_out: pl.DataFrame) -> pl.DataFrame:
 
 def errors_of(points: int, judged_points: pl.DataFrame) -> dict[str, float]:
     """As in `Profile.errors`, of so many points on the grid."""
-    relative = ((judged_points["predicted"] - judged_points["measured"]).abs() / judged_points["measured"]).to_numpy()
-    return {
-        "points": float(points),
-        "held_out_points": float(len(relative)),
-        "held_out_median": float(np.median(relative)),
-        "held_out_p90": float(np.percentile(relative, 90)),
-    }
+    return {"points": float(points), **held_out_errors(judged_points)}
 
 
 def repeat_errors(records: Sequence[Record], device: str) -> dict[str, float]:
@@ -166,25 +162,8 @@ def _table(records: Sequence[Record], device: str) -> pl.DataFrame:
     for point, own in sorted(samples.items()):
         p10, middle, p90 = (float(value) for value in np.percentile(own, [10, 50, 90]))
         rows.append((*point, min(own) if device == "cpu" else middle, p10, p90, len(own)))
-    return pl.DataFrame(rows, schema=_SCHEMA, orient="row")
-
-
-def _new_profile(device: str, facts: dict[str, Any], out: Path) -> Profile:
-    memory = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else None
-    return Profile(
-        name=out.name,
-        device=facts["device"],
-        model=None,
-        tp=1,
-        dtype="float32",
-        provenance=Provenance("measured", f"measured by simctl calibrate on {facts['device']}", "the measurer's own"),
-        tables={},
-        device_memory=memory,
-        driver=facts["driver"],
-        versions=facts["versions"],
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        threads=1,
-    )
+    table = pl.DataFrame(rows, schema=_SCHEMA, orient="row")
+    return table.with_columns(pl.col("operation").replace(_TABLE_NAMES.get(device, {})))
 
 
 def _measure(device: str, grid: CollectiveGrid, journal: Journal) -> None:

@@ -91,27 +91,33 @@ def measure(
             )
             bar.advance(task)
     journal.close()
-    memory = torch.cuda.get_device_properties(0).total_memory if device == "cuda" else None
-    profile = Profile(
-        name=out.name,
-        device=machine["device"],
-        model=model,
-        tp=tp,
-        dtype=str(bench.dtype).removeprefix("torch."),
-        provenance=Provenance("measured", f"measured by simctl calibrate on {machine['device']}", "the measurer's own"),
-        tables={},
-        device_memory=memory,
-        driver=machine["driver"],
-        versions=machine["versions"],
-        date=datetime.now(UTC).isoformat(timespec="seconds"),
-        threads=threads,
-        block_size=block_size,
-        grid=grid.as_json(),
-    )
+    dtype = str(bench.dtype).removeprefix("torch.")
+    profile = new_profile(out.name, device, machine, model=model, tp=tp, dtype=dtype, threads=threads)
+    profile.block_size, profile.grid = block_size, grid.as_json()
     assemble(profile, journal.records)
     profile.save(out, force=force)
     shutil.rmtree(partial)
     return profile
+
+
+def new_profile(
+    name: str, device: str, machine: dict[str, Any], *, model: ModelShape | None, tp: int, dtype: str, threads: int
+) -> Profile:
+    """A profile measured now on this machine, of which `machine_facts` says `machine`; its tables are yet to come."""
+    return Profile(
+        name=name,
+        device=machine["device"],
+        model=model,
+        tp=tp,
+        dtype=dtype,
+        provenance=Provenance("measured", f"measured by simctl calibrate on {machine['device']}", "the measurer's own"),
+        tables={},
+        device_memory=torch.cuda.get_device_properties(0).total_memory if device == "cuda" else None,
+        driver=machine["driver"],
+        versions=machine["versions"],
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        threads=threads,
+    )
 
 
 def _visits(grid: Grid, device: str) -> list[Visit]:

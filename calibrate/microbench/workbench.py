@@ -9,7 +9,7 @@ from itertools import islice
 import torch
 
 from calibrate.decode_graphs import DecodeGraphs
-from calibrate.decoder import Decoder, SequenceInput
+from calibrate.decoder import Decoder, SequenceInput, dtype_of
 from calibrate.kernels.linear import linear
 from calibrate.microbench.grid import Grid, StepShape
 from calibrate.microbench.timing import LapTimer
@@ -35,7 +35,7 @@ class Workbench:
     def __init__(self, model: ModelShape, grid: Grid, device: str, block_size: int, seed: int) -> None:
         self.grid = grid
         self.device = torch.device(device)
-        self.dtype = torch.float32 if model.dtype_bytes == 4 else torch.bfloat16
+        self.dtype = dtype_of(model)
         longest = grid.longest_context
         if longest > model.max_context:
             raise UserError(

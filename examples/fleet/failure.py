@@ -11,6 +11,7 @@ from scenarios import seconds, share, simulated
 from sim.results.folder import Run
 
 CRASH: dict[str, Any] = {"script": [{"at": 200.0, "kind": "crash", "replica": 0}], "restart_seconds": 90.0}
+SLOW: dict[str, Any] = {"script": [{"at": 200.0, "kind": "slow", "replica": 0, "factor": 3.0, "duration": 150.0}]}
 STORM = {"on": ["failed", "timed_out"], "attempts": 6}
 IMPATIENT = {"ttft_timeout": 1.0, "retries": STORM}
 CASES: dict[str, dict[str, Any]] = {
@@ -23,17 +24,8 @@ CASES: dict[str, dict[str, Any]] = {
         "fleet.failures": CRASH,
         "fleet.clients": IMPATIENT | {"retries": STORM | {"budget": {}}},
     },
-    "slow node, factor 3": {
-        "fleet.failures": {
-            "script": [{"at": 200.0, "kind": "slow", "replica": 0, "factor": 3.0, "duration": 150.0}],
-        }
-    },
-    "slow node, round robin": {
-        "fleet.router": "round_robin",
-        "fleet.failures": {
-            "script": [{"at": 200.0, "kind": "slow", "replica": 0, "factor": 3.0, "duration": 150.0}],
-        },
-    },
+    "slow node, factor 3": {"fleet.failures": SLOW},
+    "slow node, round robin": {"fleet.failures": SLOW, "fleet.router": "round_robin"},
 }
 
 TEXT = """\

@@ -7,7 +7,7 @@ finds no blocks stops the round, as ever. Requests of the base model have no ada
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 
 from sim.engine.request import Request
@@ -21,19 +21,18 @@ class AdapterQueue:
     """
 
     def __init__(self, make_queue: Callable[[], WaitingQueue], limit: int) -> None:
-        self._make_queue = make_queue
         self._limit = limit
         self._all = make_queue()
-        self._of: dict[str | None, WaitingQueue] = {}  # none of them empty
+        self._of: defaultdict[str | None, WaitingQueue] = defaultdict(make_queue)  # none of them empty
         self._running: Counter[str] = Counter()  # adapter → requests that run
 
     def push(self, request: Request) -> None:
         self._all.push(request)
-        self._queue_of(request).push(request)
+        self._of[request.adapter].push(request)
 
     def put_back(self, request: Request) -> None:
         self._all.put_back(request)
-        self._queue_of(request).put_back(request)
+        self._of[request.adapter].put_back(request)
 
     def head(self) -> Request | None:
         if len(self._running) < self._limit:
@@ -80,6 +79,3 @@ class AdapterQueue:
             self._running[adapter] -= 1
             if not self._running[adapter]:
                 del self._running[adapter]
-
-    def _queue_of(self, request: Request) -> WaitingQueue:
-        return self._of.setdefault(request.adapter, self._make_queue())

@@ -123,11 +123,11 @@ def plan_leap(
     """The longest leap from here; None where there is none worth it. `seconds_of(batch, times)`: as in `Round`."""
     most = 1 + _MOST // len(flight)
     times = [min(most, batch.horizon(1 << 62) - 1) for batch in batches]
-    if min(times) < 2:
+    least = min(times)
+    if least < 2:
         return None
-    most = min(times) + 1
-    rounds = [Round(batch, count, *seconds_of(batch, count)) for batch, count in
-              zip(batches, (min(count, most) for count in times), strict=True)]  # fmt: skip
+    times = [min(count, least + 1) for count in times]  # as often as all go round, and once more
+    rounds = [Round(batch, count, *seconds_of(batch, count)) for batch, count in zip(batches, times, strict=True)]
     before = list(stages.free)
     leap = PipelineLeap(flight, rounds, stages, free_blocks, block_size)
     stages.free = before

@@ -20,7 +20,6 @@ from sim.engine.pipeline_leap import MicroBatch, PipelineLeap, Stages, plan_leap
 from sim.engine.pipeline_scheduler import PipelineScheduler
 from sim.engine.plan import Plan
 from sim.engine.process import Engine
-from sim.engine.request import Request
 
 
 class StageTimes(Protocol):
@@ -66,14 +65,6 @@ class PipelinedEngine(Engine):
             super()._hear(matters)
         elif matters:
             self._cut()
-
-    def abort(self, request: Request) -> None:
-        """The client of a request that has not finished has gone, which the engine acts on where the next batch comes
-        out: before it looks who has finished."""
-        if not self.scheduler.withdraw(request):
-            self._aborted.append(request)
-        if not self._idle or self.scheduler.waiting_count:
-            self._hear(True)
 
     def stop(self) -> None:
         """Its process ends: what it has never finishes, and what is in the pipeline never comes out."""
@@ -141,7 +132,8 @@ class PipelinedEngine(Engine):
             self._on_finish(request)
 
     def _let_all_go(self, done: Plan) -> None:
-        """Those leave whose clients have gone; what is in flight computes them all the same."""
+        """Before it is looked who has finished those leave whose clients have gone; what is in flight computes them all
+        the same."""
         in_flight = [done, *(one.plan for one in self._flight)]
         for request in list(self._aborted):
             self._let_go([request], next((plan for plan in in_flight if request in plan.ending), done))

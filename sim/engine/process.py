@@ -114,8 +114,9 @@ class Engine:
 
     def abort(self, request: Request) -> None:
         """The client of a request that has not finished has gone, which the engine acts on where the step under way
-        ends: before it looks who has finished, or where it schedules ahead before it schedules again. Steps that are
-        scheduled compute the request all the same (vLLM, `EngineCore.step` and `step_with_batch_queue`)."""
+        ends, in a pipeline where the next batch comes out: before it looks who has finished, or where it schedules
+        ahead before it schedules again. Steps that are scheduled compute the request all the same (vLLM,
+        `EngineCore.step` and `step_with_batch_queue`)."""
         if self.scheduler.withdraw(request):
             if self._costs is not None:
                 self._costs.aborted(request, self._clock.now)

@@ -215,8 +215,7 @@ class Scheduler(RunningRequests):
                 break
             hit = self.pool.find(request.holding, request.prompt_tokens if request.remote else request.target)
             if request.remote:
-                if not self._take_blocks(request, hit, hit.tokens, request.prompt_tokens + request.generated):
-                    plan.blocked = BlockedHead(request.holding, hit) if hit.tokens else None
+                if not self._take_blocks(plan, request, hit, hit.tokens, request.prompt_tokens + request.generated):
                     break
                 self.remote.expect(self._waiting.pop(), hit)
                 continue
@@ -228,16 +227,11 @@ class Scheduler(RunningRequests):
                 break
             tokens = min(wanted, plan.budget)
             needed = request.target if config.scheduler_reserve_full_isl else start + tokens
-            if not self._take_blocks(request, hit, start + tokens, needed):
-                plan.blocked = BlockedHead(request.holding, hit) if hit.tokens else None
+            if not self._take_blocks(plan, request, hit, start + tokens, needed):
                 break
             self._waiting.pop()
-            self._admissions += 1
-            request.admission = self._admissions
-            self._running[request] = None
+            self._seat(request)
             self._prefilling[request] = None
-            if self._adapters is not None:
-                self._adapters.runs(request)
             if request.first_scheduled is None:
                 request.first_scheduled = now
                 request.cached_tokens = hit.tokens
@@ -250,10 +244,23 @@ class Scheduler(RunningRequests):
             plan.budget -= tokens
             plan.chunks.append(Chunk(request, start, tokens))
 
-    def _take_blocks(self, request: Request, hit: Hit, tokens: int, needed: int) -> bool:
+    def _take_blocks(self, plan: Plan, request: Request, hit: Hit, tokens: int, needed: int) -> bool:
+        """Whether it got them; if not, the plan knows who was refused."""
         if self.retention is None:
-            return self.pool.admit(request.holding, hit, tokens, needed)
-        return self.retention.admit(request, hit, tokens, needed)
+            got = self.pool.admit(request.holding, hit, tokens, needed)
+        else:
+            got = self.retention.admit(request, hit, tokens, needed)
+        if not got and hit.tokens:
+            plan.blocked = BlockedHead(request.holding, hit)
+        return got
+
+    def _seat(self, request: Request) -> None:
+        """It is admitted."""
+        self._admissions += 1
+        request.admission = self._admissions
+        self._running[request] = None
+        if self._adapters is not None:
+            self._adapters.runs(request)
 
     # Prompts that one engine computes for another.
 
@@ -286,9 +293,5 @@ class Scheduler(RunningRequests):
 
     def _join(self, request: Request, plan: Plan, now: float) -> None:
         """It has its prompt and decodes from this step on."""
-        self._admissions += 1
-        request.admission = self._admissions
-        self._running[request] = None
-        if self._adapters is not None:
-            self._adapters.runs(request)
+        self._seat(request)
         self.remote.join(request, plan, self._batch, now)

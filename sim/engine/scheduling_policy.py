@@ -73,8 +73,7 @@ class MostUrgentFirst:
     def push(self, request: Request) -> None:
         # Of one request two attempts may stand here, of which one was removed: their order must not ask for more.
         self._pushed += 1
-        entry = -request.priority, request.arrival, request.request_id, self._pushed, request
-        heappush(self._heap, entry)
+        heappush(self._heap, (*_order(request), self._pushed, request))
         self._there.add(request)
 
     put_back = push
@@ -97,10 +96,15 @@ class MostUrgentFirst:
         return True
 
     def place(self, request: Request) -> tuple[float, ...]:
-        return -request.priority, request.arrival, request.request_id
+        return _order(request)
 
     def __len__(self) -> int:
         return len(self._there)
+
+
+def _order(request: Request) -> tuple[int, float, int]:
+    """The less, the more urgent."""
+    return -request.priority, request.arrival, request.request_id
 
 
 def _last_admitted(running: dict[Request, None]) -> Request:
@@ -108,7 +112,7 @@ def _last_admitted(running: dict[Request, None]) -> Request:
 
 
 def _least_urgent(running: dict[Request, None]) -> Request:
-    return max(running, key=lambda request: (-request.priority, request.arrival, request.request_id))
+    return max(running, key=_order)
 
 
 # Policy → (its queue, whom it preempts when blocks run out).

@@ -22,7 +22,7 @@ from sim.fleet.autoscaling.observation import (
     Pod,
     Traffic,
 )
-from sim.fleet.autoscaling.policy import Decision, Policy, PolicySettings
+from sim.fleet.autoscaling.policy import Policy, PolicySettings
 from sim.fleet.pool import Pool
 from sim.fleet.replica import Replica
 from sim.fleet.world import FINISHED, OnEnd, World
@@ -122,7 +122,7 @@ class Autoscaler:
         before = len(pool.members) + len(pool.starting)
         observation = Observation(clock.now, self._observed_pods(), self._totals, self._scraped)
         self._scraped = Traffic()
-        decision: Decision = self._policy.recommend(observation)
+        decision = self._policy.recommend(observation)
         if decision.replicas != before:
             self._busy_at = clock.now
             detail = f"{pool.name}: " * bool(pool.name) + f"{self._policy.name}: {decision.reason}"
@@ -155,8 +155,8 @@ class Autoscaler:
         coming.seconds, self._scraped_at = now - self._scraped_at, now
         self._scraped.add(coming)
         self._pods = {one.number: self._scraped_pod(one) for one in pool.members}
-        metrics = [pod.metrics for pod in self._pods.values() if pod.metrics is not None]
-        metrics += [pod.metrics for pod in map(self._scraped_pod, pool.draining) if pod.metrics is not None]
+        scraped = [*self._pods.values(), *map(self._scraped_pod, pool.draining)]
+        metrics = [pod.metrics for pod in scraped if pod.metrics is not None]
         self._totals = {name: sum(one[name] for one in metrics) for name in (WAITING, RUNNING, KV_USE)}
         self._totals[HELD] = len(pool.held)
         self._totals[CONCURRENCY] = self._open

@@ -33,7 +33,7 @@ def equal_replicas(
     weights: Any = None,
     leap: bool = True,
 ) -> Fleet:
-    """The arguments are those of `Fleet`, `Pool` and `ReplicaKind`.
+    """The arguments are those of `Fleet`, `Pool` and `ReplicaKind`; `costs` need not be told since when.
 
     Raises:
         UserError: a request that no engine could ever finish.

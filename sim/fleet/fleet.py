@@ -89,6 +89,7 @@ class Fleet:
         self.service.submit(request)
 
     def _ended(self, request: Request, status: str) -> None:
+        self.world.open -= 1
         if status == FINISHED:
             self._records.finished(request)
         else:

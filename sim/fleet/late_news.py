@@ -25,13 +25,7 @@ class LateNews:
 
     def late(self, hearer: Callable[..., None]) -> Callable[..., None]:
         """Whom to tell what the hearer is to hear: itself, where nothing is late."""
-        return partial(self.tell, hearer) if self._delay else hearer
-
-    def tell(self, hearer: Callable[..., None], *news: Any) -> None:
-        if self._delay:
-            self._under_way.append((self._clock.now + self._delay, hearer, news))
-        else:
-            hearer(*news)
+        return partial(self._tell, hearer) if self._delay else hearer
 
     def hear(self) -> None:
         """Everything that has arrived by now. Whoever asks a hearer must call this first."""
@@ -39,3 +33,6 @@ class LateNews:
         while under_way and under_way[0][0] <= self._clock.now:
             _, hearer, news = under_way.popleft()
             hearer(*news)
+
+    def _tell(self, hearer: Callable[..., None], *news: Any) -> None:
+        self._under_way.append((self._clock.now + self._delay, hearer, news))

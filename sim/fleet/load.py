@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from sim.engine.gauge import Gauge
 from sim.engine.request import Request
 
@@ -52,3 +54,9 @@ class Load:
 def least(values: Sequence[float]) -> int:
     """The place of the smallest value; the first of equals."""
     return values.index(min(values))
+
+
+def any_with(value: float, values: Sequence[float], random: np.random.Generator) -> int:
+    """The place of that value; of several any, drawn."""
+    places = [place for place, one in enumerate(values) if one == value]
+    return places[int(random.integers(len(places)))] if len(places) > 1 else places[0]

@@ -26,7 +26,6 @@ class Node:
     pull: Link | None = None
     coming: list[Callable[[], None]] = field(default_factory=list)  # who waits for the node
     pulling: list[Callable[[], None]] = field(default_factory=list)  # who waits for the image
-    replicas: int = 0
     used: int = 0  # how often somebody has come
 
 
@@ -46,10 +45,6 @@ class Nodes:
         if settings is not None:
             for _ in range(settings.ready):
                 self._new().ready = True
-
-    @property
-    def count(self) -> int:
-        return len(self._nodes)
 
     def seat(self, replica: int) -> Node:
         """A replica that is there from the beginning, on a node that is there with its image."""
@@ -71,10 +66,9 @@ class Nodes:
             self._queue = deque(one for one in self._queue if one[0] != replica)
             return
         node.free += self._gpus
-        node.replicas -= 1
         if self._settings is None:
             del self._nodes[node.number]
-        elif not node.replicas:
+        elif node.free == self._settings.gpus:
             self._give_back_later(node, self._settings.keep)
         self._serve()
 
@@ -123,7 +117,6 @@ class Nodes:
 
     def _take(self, node: Node, replica: int) -> None:
         node.free -= self._gpus
-        node.replicas += 1
         node.used += 1
         self._of[replica] = node
 

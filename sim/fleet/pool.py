@@ -80,9 +80,7 @@ class Pool:
             self._admission = ADMISSIONS[admission.policy](admission, hall)
         world.pools.append(self)
         for _ in range(replicas):
-            replica = self.begin()
-            self.starting.remove(replica)
-            self._enter(replica)
+            self._enter(self.begin())
         self._told()
 
     def submit(self, request: Request) -> None:
@@ -95,10 +93,8 @@ class Pool:
                 self._world.clock.now, -1, "shed", request_id=request.request_id, amount=tokens, detail=why
             )
             self._on_end(request, SHED)
-        elif self.members:
-            self._send(request)
         else:
-            self.held.append(request)
+            self._send(request)
 
     def abort(self, request: Request) -> None:
         replica = self._of.pop(request.request_id, None)
@@ -135,7 +131,6 @@ class Pool:
 
     def join(self, replica: Replica) -> None:
         """It has started: it may be chosen from now on."""
-        self.starting.remove(replica)
         self._enter(replica)
         self._told()
         for told in self.came:
@@ -175,10 +170,7 @@ class Pool:
                 self._on_end(request, FAILED)
         for request in taken_over:
             request.start_over()
-            if self.members:
-                self._send(request)
-            else:
-                self.held.append(request)
+            self._send(request)
         return len(lost)
 
     def close(self, end: float) -> None:
@@ -186,6 +178,9 @@ class Pool:
             replica.close(end)
 
     def _send(self, request: Request) -> None:
+        if not self.members:
+            self.held.append(request)
+            return
         self._news.hear()
         replica = self.members[self.router.choose(request, self.load)]
         number = replica.number
@@ -208,17 +203,15 @@ class Pool:
             self._end_if_drained(replica, "scaled down")
 
     def _enter(self, replica: Replica) -> None:
-        replica.place = len(self.members)
+        self.starting.remove(replica)
         self.members.append(replica)
         self.load.come(replica.number)
         replica.begin()
         self._world.replicas.ready(replica.number, self._world.clock.now)
 
     def _leave(self, replica: Replica) -> None:
-        del self.members[replica.place]
+        self.members.remove(replica)
         self.load.gone(replica.number)
-        for place, member in enumerate(self.members):
-            member.place = place
         self._told()
 
     def _end_if_drained(self, replica: Replica, why: str) -> None:

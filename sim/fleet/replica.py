@@ -51,7 +51,6 @@ class Replica:
         self, world: World, number: int, kind: ReplicaKind, on_finish: Callable[[Replica, Request], None]
     ) -> None:
         self.number = number
-        self.place = 0  # among the members of its pool, while it is one
         self.outstanding: dict[int, Request] = {}  # by request_id, in the order in which they came
         self.leaving = False  # it gets no more requests
         self._world = world

@@ -41,3 +41,7 @@ class World:
     uses: list[ReservationUse] = field(default_factory=list)  # of the same
     pools: list[Pool] = field(default_factory=list)  # that serve in it
     networks: list[Network] = field(default_factory=list)  # whose links have names
+    open: int = field(init=False)  # requests that have yet to come or to end
+
+    def __post_init__(self) -> None:
+        self.open = len(self.requests.arrival)

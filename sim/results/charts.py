@@ -222,8 +222,8 @@ def _cdf_shares() -> np.ndarray:
 
 def latest(*times: pl.Series) -> float:
     """The latest time of all, in seconds; 0 where there is none."""
-    latest: list[Any] = [series.max() for series in times if series.count()]
-    return float(max(latest, default=0.0))
+    each: list[Any] = [series.max() for series in times if series.count()]
+    return float(max(each, default=0.0))
 
 
 def time_unit(span: float) -> tuple[str, float]:

@@ -11,19 +11,14 @@ def compute(
     total: float | None,
     finished: pl.DataFrame,
     good: pl.DataFrame,
-    replicas: pl.DataFrame | None,
-    first: float | None,
-    last: float | None,
-    asleep: pl.DataFrame | None = None,
+    paid: pl.DataFrame | None,
 ) -> dict[str, Any]:
     """`total`, and that per million output tokens, per million tokens of prompt and output, per finished request and
     per request that kept the SLO. `pools` and `sites` have each one's part, where there are several.
 
     Args:
         finished, good: requests that finished, and those of them that kept the SLO.
-        replicas: table with the columns of `sim.results.tables.REPLICAS`, of a simulated fleet.
-        first, last: the run's first arrival and last finish.
-        asleep: `sim.results.sleeping.stays` of engines that slept.
+        paid: what `with_paid` says of a simulated fleet.
     """
     output = int(finished["output_tokens"].sum())
     tokens = output + int(finished["prompt_tokens"].sum())
@@ -34,8 +29,7 @@ def compute(
         "per_request": _per(total, len(finished)),
         "per_good_request": _per(total, len(good)),
     }
-    if total is not None and replicas is not None and first is not None and last is not None:
-        paid = with_paid(replicas, first, last, asleep)
+    if total is not None and paid is not None:
         for name in ("pool", "site"):
             parts = (
                 paid.filter(pl.col(name).is_not_null()).group_by(name, maintain_order=True).agg(pl.col("cost").sum())

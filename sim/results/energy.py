@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 
 from calibrate.power_law import PowerLaw
+from sim.results.spans import run_span
 
 STATES = ("prefill", "decode", "idle", "starting", "asleep")
 _KILOWATT_HOUR = 3.6e6  # joules
@@ -69,10 +70,10 @@ def compute(
     """
     if any(power is None for power in powers):
         return None
-    first: Any = requests["arrival"].min()
-    last: Any = requests["finish"].max()
-    if first is None or last is None:
+    span = run_span(requests)
+    if span is None:
         return _numbers(None, None, None, electricity_price) | {"replicas": {}, "pools": {}, "sites": {}}
+    first, last = span
     joules = _joules(_in_window(steps, first, last), _in_window(replicas, first, last, "requested", "ended"), powers)
     if asleep is not None:
         slept = _in_window(asleep, first, last, "requested", "ended")
@@ -109,7 +110,9 @@ def _numbers(
     }
 
 
-def _in_window(table: pl.DataFrame, first: Any, last: Any, since: str = "start", until: str = "end") -> pl.DataFrame:
+def _in_window(
+    table: pl.DataFrame, first: float, last: float, since: str = "start", until: str = "end"
+) -> pl.DataFrame:
     """Rows with `since` and `until` cut to [first, last]; one without an end lasts until then."""
     return table.with_columns(pl.col(since).clip(first, last), pl.col(until).fill_null(last).clip(first, last))
 
@@ -168,9 +171,8 @@ def _seconds(rows: pl.DataFrame) -> np.ndarray:
     """Of each row, in order of their start: how long its replica ran no row that began before it."""
     start, end = rows["start"].to_numpy(), rows["end"].to_numpy()
     replica = rows["replica"].to_numpy()
-    small = (
-        np.min_scalar_type(int(replica.max())) if len(replica) else replica.dtype
-    )  # numpy sorts small numbers by radix
+    # Numpy sorts small numbers by radix.
+    small = np.min_scalar_type(int(replica.max())) if len(replica) else replica.dtype
     by_replica = np.argsort(replica.astype(small), kind="stable")
     first, last, replica = start[by_replica], end[by_replica], replica[by_replica]
     if ((first[1:] >= last[:-1]) | (replica[1:] != replica[:-1])).all():

@@ -78,9 +78,11 @@ def compute(
     attainment = _ratio(len(good), len(requests))
     output_tokens = int(finished["output_tokens"].sum())
     gpu_seconds = _product(gpus, duration)
-    paid = None if gpu_seconds is None or gpu_hour_price is None else gpu_seconds / 3600 * gpu_hour_price
+    total = None if gpu_seconds is None or gpu_hour_price is None else gpu_seconds / 3600 * gpu_hour_price
+    paid = None
     if replicas is not None and first is not None and last is not None:
-        gpu_seconds, paid = _paid(replicas, first, last, asleep)
+        paid = cost.with_paid(replicas, first, last, asleep)
+        gpu_seconds, total = _totals(paid)
     decode_seqs, step_count = pl.col("decode_seqs"), pl.col("steps").cast(pl.Int64)
     decoded, decode_steps = window.select(
         decoded=(decode_seqs * step_count).sum(), steps=step_count.filter(decode_seqs > 0).sum()
@@ -110,7 +112,7 @@ def compute(
         "gpus": gpus,
         "gpu_seconds": gpu_seconds,
         "gpu_hour_price": gpu_hour_price,
-        "cost": cost.compute(paid, finished, good, replicas, first, last, asleep),
+        "cost": cost.compute(total, finished, good, paid),
         "decode_batch": _ratio(decoded, decode_steps),
         **({} if memory is None else {"memory": memory_metrics.compute(memory, last, events)}),
         "busy": {
@@ -132,9 +134,8 @@ def _product(left: float | None, right: float | None) -> float | None:
     return None if left is None or right is None else left * right
 
 
-def _paid(replicas: pl.DataFrame, first: float, last: float, asleep: pl.DataFrame | None) -> tuple[float, float | None]:
-    """GPU seconds between two moments, and what all cost; None where a replica has no price."""
-    paid = cost.with_paid(replicas, first, last, asleep)
+def _totals(paid: pl.DataFrame) -> tuple[float, float | None]:
+    """GPU seconds, and what all cost; None where a replica has no price."""
     total = None if paid["cost"].null_count() else float(paid["cost"].sum())
     return float(paid["gpu_seconds"].sum()), total
 

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 
 from sim.results.cost import with_paid
+from sim.results.spans import run_span
 
 COLUMNS = {"slo_class": pl.String(), "deadline": pl.Float64(), "site": pl.String()}
 
@@ -32,9 +33,8 @@ def compute(requests: pl.DataFrame, replicas: pl.DataFrame, asleep: pl.DataFrame
         replicas: table with the columns of `sim.results.tables.REPLICAS`.
         asleep: `sim.results.sleeping.stays` of engines that slept, which cost too.
     """
-    first, last = requests["arrival"].min(), requests["finish"].max()
-    begin, end = (0.0, 0.0) if first is None or last is None else (float(first), float(last))  # type: ignore[arg-type]
-    paid = with_paid(replicas, begin, end, asleep).group_by("site").agg(pl.col("gpu_seconds", "cost").sum())
+    first, last = run_span(requests) or (0.0, 0.0)
+    paid = with_paid(replicas, first, last, asleep).group_by("site").agg(pl.col("gpu_seconds", "cost").sum())
     prices = replicas.group_by("site").agg(priced=pl.col("gpu_hour_price").is_not_null().all())
     paid = paid.join(prices, on="site").with_columns(cost=pl.when("priced").then("cost"))
     rows = requests.with_columns(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from sim.results.spans import union_length
+from sim.results.spans import run_span, union_length
 
 Spans = np.ndarray  # (spans, 2): begin and end
 
@@ -35,17 +35,14 @@ def compute(
         requests, steps, replicas, events: tables with the columns of `sim.results.tables`.
         asleep: `sim.results.sleeping.stays`; None: no engine of the run may sleep.
     """
-    first, last = requests["arrival"].min(), requests["finish"].max()
-    begin, end = (0.0, 0.0) if first is None or last is None else (float(first), float(last))  # type: ignore[arg-type]
+    begin, end = run_span(requests) or (0.0, 0.0)
     duration = end - begin
     ready = _between(replicas.filter(pl.col("ready").is_not_null()), "ready", begin, end)
-    asked = _between(replicas, "requested", begin, end)
-    gpus = replicas["gpus"].to_numpy()
-    asked_seconds = float((asked[:, 1] - asked[:, 0]).sum())
+    asked_seconds = _seconds(_between(replicas, "requested", begin, end))
     times, counts = _counts(ready, begin, end)
     waited = np.concatenate([_held(requests, replicas, end), _left_waiting(requests, steps)])
     slept = replicas.head(0) if asleep is None else asleep
-    slept_seconds = _between(slept, "requested", begin, end) @ [-1.0, 1.0] * slept["gpus"].to_numpy()
+    slept_seconds = _seconds(_between(slept, "requested", begin, end)) * slept["gpus"].to_numpy()
     started = replicas.filter(pl.col("ready") > pl.col("requested"))
     changes = np.concatenate([np.diff([count, *_asked_for(events, name)]) for name, count in initial.items()])
     return {
@@ -54,8 +51,8 @@ def compute(
             "max": int(counts.max()) if duration else None,
             "min": int(counts.min()) if duration else None,
         },
-        "asked": asked_seconds / duration if duration else None,
-        "gpu_hours": float(((asked[:, 1] - asked[:, 0]) * gpus).sum()) / 3600,
+        "asked": float(asked_seconds.sum()) / duration if duration else None,
+        "gpu_hours": float((asked_seconds * replicas["gpus"].to_numpy()).sum()) / 3600,
         "asleep_gpu_hours": float(slept_seconds.sum()) / 3600,
         "asleep_cost": None if asleep is None else _cost(slept_seconds, slept["gpu_hour_price"]),
         "ups": int((changes > 0).sum()),
@@ -75,6 +72,10 @@ def _asked_for(events: pl.DataFrame, pool: str) -> list[int]:
 def _between(replicas: pl.DataFrame, since: str, begin: float, end: float) -> Spans:
     until = pl.col("ended").fill_null(end)
     return np.clip(replicas.select(pl.col(since), until).to_numpy().reshape(-1, 2), begin, end)
+
+
+def _seconds(spans: Spans) -> np.ndarray:
+    return spans[:, 1] - spans[:, 0]
 
 
 def _counts(spans: Spans, begin: float, end: float) -> tuple[np.ndarray, np.ndarray]:

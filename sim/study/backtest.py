@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from ground.errors import UserError
+from ground.whole_file import whole_file
 from sim.fleet.forecasters import FORECASTERS
 from sim.fleet.forecasters.forecaster import LEVELS, Floats, ForecasterSetting
 
@@ -142,11 +143,9 @@ def backtest(
                     on_origin(len(plan.run(number)))
                     continue
                 on_fold(name, number)
-                told = lambda: on_origin(1)  # noqa: E731
-                table = run_fold(name, load, plan, number, season=season, seed=seed, on_origin=told)
-                partial = folds / f".{name}-{number}.partial"
-                table.write_parquet(partial)
-                partial.rename(path)
+                table = run_fold(name, load, plan, number, season=season, seed=seed, on_origin=lambda: on_origin(1))
+                with whole_file(path) as partial:
+                    table.write_parquet(partial)
                 found.append(table)
         except UserError as error:
             if not skip:

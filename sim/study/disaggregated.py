@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import polars as pl
@@ -15,17 +14,14 @@ from sim.fleet.service import Service
 from sim.fleet.world import OnEnd, World
 from sim.study.deployment import deploy
 from sim.study.pool_parts import PoolParts, kv_blocks_of
-from sim.study.pool_scenario import of_pool, pool_scenario
-from sim.study.pools import pools_of
-from sim.study.scaling import Scaling
+from sim.study.pool_scenario import of_pool, pool_scenarios
 from sim.study.scenario import EngineSettings, Scenario
+from sim.study.serving import Serving
 from traces.table import Trace
 
-Parts = tuple[Callable[[World, OnEnd], Service], Sequence[PoolParts], int | None, Sequence[Assumption]]
 
-
-def disaggregated(scenario: Scenario, trace: Trace) -> Parts:
-    """What `sim.study.services.Serving` holds.
+def disaggregated(scenario: Scenario, trace: Trace) -> Serving:
+    """The prefill pool and the decode pool behind one another.
 
     Raises:
         UserError: the pools do not fit each other, the model does not fit a device, or a request can never run.
@@ -37,13 +33,12 @@ def disaggregated(scenario: Scenario, trace: Trace) -> Parts:
     pools = []
     serve: dict[str, Serve] = {}
     assumptions: list[Assumption] = []
-    for key, own, arriving in zip(*_keys_and_settings(scenario), (prompts, trace), strict=True):
+    for (key, own), arriving in zip(pool_scenarios(scenario).items(), (prompts, trace), strict=True):
         _check_engine(key, own.engine)
-        parts = PoolParts(own, arriving, own.engine, deploy(own), gpu_hour_price=own.gpu_hour_price)
+        parts = PoolParts(own, arriving, deploy(own), key)
         pools.append(parts)
-        scaling = Scaling(own, own.engine, parts.deployment, key)
-        serve[key.rpartition(".")[2]] = scaling.serve
-        assumptions += of_pool(key, [*parts.assumptions, *scaling.assumptions])
+        serve[key.rpartition(".")[2]] = parts.scaling.serve
+        assumptions += of_pool(key, parts.assumptions)
     prefill, decode = (parts.kind for parts in pools)
     sizes = prefill.engine.block_size, decode.engine.block_size
     if sizes[0] != sizes[1]:
@@ -67,12 +62,7 @@ def disaggregated(scenario: Scenario, trace: Trace) -> Parts:
             serve=serve,
         )
 
-    return make, pools, kv_blocks_of(pools, (settings.prefill, settings.decode)), assumptions
-
-
-def _keys_and_settings(scenario: Scenario) -> tuple[list[str], list[Scenario]]:
-    pools = pools_of(scenario.fleet)
-    return list(pools), [pool_scenario(scenario, key, pool) for key, pool in pools.items()]
+    return Serving(make, pools, kv_blocks_of(pools, (settings.prefill, settings.decode)), assumptions)
 
 
 def _check_engine(key: str, engine: EngineSettings) -> None:

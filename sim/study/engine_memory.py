@@ -12,14 +12,14 @@ from ground.errors import UserError
 from sim.engine.config import EngineConfig
 from sim.engine.device_memory import MemorySettings
 from sim.engine.shape_cache import ShapeSettings
+from sim.fleet.cold_start_settings import GRAPH_SECONDS, GRAPHS
 from sim.study.scenario import EngineSettings
 
 # vLLM from start to the first response, a small model whose compiled code was cached (vLLM issue 20264); the same log
 # captures its 67 graphs in 17 s and 0.48 GiB.
 _RESTART_SECONDS = 59.0
-_CAPTURES = 67
-_CAPTURE_SECONDS = 17.0 / _CAPTURES
-_CAPTURE_BYTES = round(0.48 * (1 << 30) / _CAPTURES)
+_CAPTURE_SECONDS = GRAPH_SECONDS / GRAPHS
+_CAPTURE_BYTES = round(0.48 * (1 << 30) / GRAPHS)
 _OF_VLLM = "of a small model, vLLM issue 20264; another engine or model may take far longer"
 
 
@@ -93,6 +93,13 @@ def resolve_memory(
     return given.model_copy(update=found), assumptions
 
 
+def capture_seconds(profile: Profile) -> float | None:
+    """Mean of one CUDA graph's, where the profile holds captures."""
+    table = profile.tables.get("graph")
+    captures = None if table is None else table.filter(pl.col("phase") == "capture")["seconds"]
+    return float(captures.to_numpy().mean()) if captures is not None and len(captures) else None
+
+
 def resolve_shapes(given: ShapeSettings, model: ModelShape, profile: Profile) -> tuple[ShapeSettings, list[Assumption]]:
     """Shape settings with every number, and where those come from that were not given."""
     found: dict[str, Assumption] = {}
@@ -102,10 +109,8 @@ def resolve_shapes(given: ShapeSettings, model: ModelShape, profile: Profile) ->
         found[name] = Assumption(f"engine.shapes.{name}", value, unit, source, note)  # type: ignore[arg-type]
 
     if given.build_seconds is None:
-        graphs = profile.tables.get("graph")
-        captures = None if graphs is None else graphs.filter(pl.col("phase") == "capture")["seconds"]
-        if captures is not None and len(captures):
-            seconds = float(captures.to_numpy().mean())
+        seconds = capture_seconds(profile)
+        if seconds is not None:
             assume("build_seconds", seconds, "s", True, f"mean of the captures that profile {profile.name} holds")
         else:
             assume("build_seconds", _CAPTURE_SECONDS, "s", False, f"17 s for 67 CUDA graphs {_OF_VLLM}")

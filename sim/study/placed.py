@@ -7,8 +7,6 @@ from functools import cache
 
 import polars as pl
 
-from calibrate.latency import StepLatency
-from ground.assumption import Assumption
 from sim.fleet.links.network import Network
 from sim.fleet.placement import PLACEMENTS
 from sim.fleet.placement.placement import PlacementSetting
@@ -22,12 +20,10 @@ from sim.fleet.service import Service
 from sim.fleet.world import OnEnd, World
 from sim.study.asked_times import AskedTimes
 from sim.study.deployment import deploy
-from sim.study.disaggregated import Parts
 from sim.study.pool_parts import PoolParts, kv_blocks_of
-from sim.study.pool_scenario import of_pool, pool_scenario
-from sim.study.pools import pools_of
-from sim.study.scaling import Scaling
+from sim.study.pool_scenario import of_pool, pool_scenarios
 from sim.study.scenario import Scenario
+from sim.study.serving import Serving
 from traces.table import Trace
 
 _UNKNOWN = ClassSettings()
@@ -43,30 +39,23 @@ def deadlines(placement: PlacementSettings, requests: pl.DataFrame) -> pl.DataFr
     return requests.select("request_id", "slo_class", deadline=pl.coalesce(set_here, "deadline"))
 
 
-def placed(scenario: Scenario, trace: Trace) -> Parts:
-    """What `sim.study.services.Serving` holds.
+def placed(scenario: Scenario, trace: Trace) -> Serving:
+    """The sites, and what chooses between them.
 
     Raises:
         UserError: no request is of a class, a class names no site, a price is missing, or a request can never run.
     """
     fleet = scenario.fleet
     placement = fleet.placement or PlacementSettings()
-    keys = pools_of(fleet)
-    scenarios = {key: pool_scenario(scenario, key, settings) for key, settings in keys.items()}
+    scenarios = pool_scenarios(scenario)
     wanted = deadlines(placement, trace.requests)
     classes = wanted["slo_class"].to_list()
     placement.check(fleet.sites, set(classes) - {None}, all(own.gpu_hour_price for own in scenarios.values()))
-    pools = [
-        PoolParts(own, trace, own.engine, deploy(own), gpu_hour_price=own.gpu_hour_price) for own in scenarios.values()
+    pools = [PoolParts(own, trace, deploy(own), key) for key, own in scenarios.items()]
+    assumptions = [
+        *(each for key, parts in zip(scenarios, pools, strict=True) for each in of_pool(key, parts.assumptions)),
+        *placement.assumptions(),
     ]
-    scalings = [
-        Scaling(own, own.engine, parts.deployment, key)
-        for (key, own), parts in zip(scenarios.items(), pools, strict=True)
-    ]
-    assumptions: list[Assumption] = []
-    for key, parts, scaling in zip(keys, pools, scalings, strict=True):
-        assumptions += of_pool(key, [*parts.assumptions, *scaling.assumptions])
-    assumptions += placement.assumptions()
     extra = {name: each.request_bytes for name, each in placement.classes.items()}
     payload = Payload(
         placement.prompt_token_bytes,
@@ -83,16 +72,14 @@ def placed(scenario: Scenario, trace: Trace) -> Parts:
         expected = ExpectedOutput(lambda name: placement.classes.get(name or "", _UNKNOWN).expected_output)
         estimates: list[SiteEstimate] = []
         hops: list[Callable[[OnEnd], Hop]] = []
-        for (name, site), parts, scaling in zip(fleet.sites.items(), pools, scalings, strict=True):
+        for (name, site), parts in zip(fleet.sites.items(), pools, strict=True):
             route = WideArea(world.clock, network, name, payload, rtt=site.rtt, up=site.up, down=site.down)
-            times = parts.deployment.step_times
-            pool = _pool(world, name)
-            estimates.append(_estimate(world, route, site, parts, times, expected, pool))
-            hops.append(_hop(world, scenario, name, site, parts, route, scaling))
+            estimates.append(_estimate(world, route, site, parts, expected, _pool(world, name)))
+            hops.append(_hop(world, scenario, name, site, parts, route))
         policy = PLACEMENTS[placement.policy](PlacementSetting(placement.threshold, placement.margin, placement.prefer))
         return Sites(policy, estimates, hops, tasks, expected, on_end)
 
-    return make, pools, kv_blocks_of(pools, fleet.sites.values()), assumptions
+    return Serving(make, pools, kv_blocks_of(pools, fleet.sites.values()), assumptions)
 
 
 def _pool(world: World, name: str) -> Callable[[], Pool]:
@@ -110,7 +97,6 @@ def _estimate(
     route: WideArea,
     site: SiteSettings,
     parts: PoolParts,
-    times: StepLatency,
     expected: ExpectedOutput,
     pool: Callable[[], Pool],
 ) -> SiteEstimate:
@@ -122,7 +108,7 @@ def _estimate(
         world.clock,
         route,
         parts.deployment.config,
-        AskedTimes(times),
+        AskedTimes(parts.deployment.step_times),
         expected,
         replicas=lambda: len(pool().members),
         gone=gone,
@@ -139,7 +125,6 @@ def _hop(
     site: SiteSettings,
     parts: PoolParts,
     route: WideArea,
-    scaling: Scaling,
 ) -> Callable[[OnEnd], Hop]:
     def pool(on_end: OnEnd) -> Pool:
         return Pool(
@@ -154,4 +139,4 @@ def _hop(
             site=name,
         )
 
-    return lambda on_end: Hop(world, route, lambda ended: scaling.serve(world, ended, pool), on_end)
+    return lambda on_end: Hop(world, route, lambda ended: parts.scaling.serve(world, ended, pool), on_end)

@@ -15,26 +15,23 @@ from sim.results.energy import ReplicaPower
 from sim.study.deployment import Deployment
 from sim.study.engine_memory import check_contexts, has_pool
 from sim.study.host_weights import HostWeights
-from sim.study.scenario import EngineSettings, FleetSettings, Scenario
+from sim.study.scaling import Scaling
+from sim.study.scenario import FleetSettings, Scenario
 from sim.study.step_sources import StepSources
 from traces.table import Trace
 
 
 class PoolParts:
-    """Made for one run. `kind` is what the replicas are."""
+    """Made for one run. `kind` is what the replicas are, `scaling` what brings them up and down."""
 
-    def __init__(
-        self,
-        scenario: Scenario,
-        trace: Trace,
-        settings: EngineSettings,
-        deployment: Deployment,
-        *,
-        gpu_hour_price: float | None,
-    ) -> None:
-        """Raises UserError: a request can never run on such a replica, or its host cannot hold a model that is asked
-        for."""
-        model = deployment.step_times.model
+    def __init__(self, scenario: Scenario, trace: Trace, deployment: Deployment, key: str = "fleet") -> None:
+        """`scenario` is the pool's own, `deployment` of its engine, and `key` is where the pool is set.
+
+        Raises:
+            UserError: a request can never run on such a replica, its host cannot hold a model that is asked for, or
+                what its autoscaler or cold start needs is not what the engine is.
+        """
+        settings, model = scenario.engine, deployment.step_times.model
         check_contexts(settings, model, trace.requests)
         check_fit(trace.requests, deployment.config)
         cache = scenario.fleet.weight_cache
@@ -52,15 +49,17 @@ class PoolParts:
             self.sources.make,
             None if hosted is None else hosted.make,
             settings.gpus,
-            gpu_hour_price,
+            scenario.gpu_hour_price,
             None if power is None else ReplicaPower(power, settings.gpus, settings.data_parallel),
             kv_blocks=self.kv_blocks,
         )
+        self.scaling = Scaling(scenario, deployment, key)
         self.assumptions: Sequence[Assumption] = [
             *deployment.assumptions,
             *(() if hosted is None else hosted.assumptions),
             *(() if power is None else power.assumptions()),
             *_of_adapters(deployment),
+            *self.scaling.assumptions,
         ]
 
     def extrapolated(self) -> list[Assumption]:

@@ -24,6 +24,11 @@ def pools_of(fleet: FleetSettings) -> dict[str, PoolSettings]:
     return {f"fleet.sites.{name}": settings for name, settings in fleet.sites.items()}
 
 
+def all_pools(fleet: FleetSettings) -> Mapping[str, FleetSettings | PoolSettings]:
+    """The same, and `fleet` where the fleet is one pool."""
+    return pools_of(fleet) or {"fleet": fleet}
+
+
 def scaled(fleet: FleetSettings) -> Mapping[str, FleetSettings | PoolSettings]:
     """Name of a pool → where its replicas, autoscaler and cold start are set; the only pool has no name."""
     return {key.rpartition(".")[2]: pool for key, pool in pools_of(fleet).items()} or {"": fleet}
@@ -81,8 +86,7 @@ def _check_roles(fleet: FleetSettings) -> None:
     """Pools that are disaggregated know their own."""
     if fleet.disaggregation is not None:
         return
-    pools: Mapping[str, FleetSettings | PoolSettings] = pools_of(fleet) or {"fleet": fleet}
-    for key, pool in pools.items():
+    for key, pool in all_pools(fleet).items():
         if isinstance(pool.autoscaler, PlannerSettings) and pool.autoscaler.role != "both":
             raise ValueError(
                 f"{key}.autoscaler.role is {pool.autoscaler.role}; expected both, since its replicas compute prompts "

@@ -5,14 +5,13 @@ A new one is a function here and its line in `REMEDIES`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from sim.engine.allocator.caching_settings import CachingSettings
-from sim.fleet.pool_settings import PoolSettings
-from sim.study.pools import pools_of
-from sim.study.scenario import FleetSettings, Scenario
+from sim.study.pools import all_pools, pools_of
+from sim.study.scenario import Scenario
 
 Settings = dict[str, Any]  # dotted keys of a scenario
 
@@ -150,17 +149,14 @@ def _forget_sessions(scenario: Scenario) -> Settings:
     return _if(grows, {"engine.host_work.forget_after": 600.0})
 
 
-def _pools(scenario: Scenario) -> Mapping[str, FleetSettings | PoolSettings]:
-    """Key → what is set there."""
-    return pools_of(scenario.fleet) or {"fleet": scenario.fleet}
-
-
 def _routed_by(router: str) -> Callable[[Scenario], Settings]:
     """In every pool that has replicas to choose from."""
 
     def settings(scenario: Scenario) -> Settings:
         chooses = {
-            key: pool for key, pool in _pools(scenario).items() if pool.replicas > 1 or pool.autoscaler is not None
+            key: pool
+            for key, pool in all_pools(scenario.fleet).items()
+            if pool.replicas > 1 or pool.autoscaler is not None
         }
         return {f"{key}.router": router for key, pool in chooses.items() if pool.router != router}
 
@@ -173,7 +169,7 @@ def _another(where: str) -> Callable[[Scenario], Settings]:
     def settings(scenario: Scenario) -> Settings:
         own = {
             key: pool
-            for key, pool in _pools(scenario).items()
+            for key, pool in all_pools(scenario.fleet).items()
             if f"{key}.".startswith(where) and pool.autoscaler is None
         }
         return {f"{key}.replicas": pool.replicas + 1 for key, pool in own.items()}

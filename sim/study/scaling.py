@@ -6,9 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 
-from calibrate.profile import Profile
 from ground.assumption import Assumption
 from ground.errors import UserError
 from sim.fleet.autoscaler import Autoscaler
@@ -24,6 +22,7 @@ from sim.fleet.service import Service
 from sim.fleet.world import OnEnd, World
 from sim.study.asked_times import AskedTimes
 from sim.study.deployment import Deployment
+from sim.study.engine_memory import capture_seconds
 from sim.study.load_series import load_series
 from sim.study.pools import scaled
 from sim.study.scenario import EngineSettings, FleetSettings, Scenario
@@ -32,30 +31,29 @@ from sim.study.scenario import EngineSettings, FleetSettings, Scenario
 class Scaling:
     """Of one pool; `assumptions` are those that its settings lead to."""
 
-    def __init__(
-        self, scenario: Scenario, settings: EngineSettings, deployment: Deployment, key: str = "fleet"
-    ) -> None:
-        """`key` is where the pool is set. Raises UserError: what the policy or the nodes need is not what the engine
-        is."""
+    def __init__(self, scenario: Scenario, deployment: Deployment, key: str) -> None:
+        """`scenario` is the pool's own, and `key` is where the pool is set. Raises UserError: what the policy or the
+        nodes need is not what the engine is."""
         self._scenario = scenario
         self._deployment = deployment
         self._cold: ColdStartSettings | None = None
         self.assumptions: list[Assumption] = []
-        fleet, scaler = scenario.fleet, scenario.fleet.autoscaler
+        settings, fleet, scaler = scenario.engine, scenario.fleet, scenario.fleet.autoscaler
         if fleet.cold_start is not None:
             self._cold, self.assumptions = _resolved(fleet.cold_start, settings, deployment, fleet.replicas, key)
         if scaler is None:
             return
         asks = isinstance(scaler, PlannerSettings) or (isinstance(scaler, PredictiveSettings) and not scaler.capacity)
+        if not asks:
+            return
         for name in ("data_parallel", "pipeline_parallel"):
-            if asks and getattr(settings, name) > 1:
+            if getattr(settings, name) > 1:
                 raise UserError(
                     f"{key}.autoscaler.policy is {scaler.policy} and engine.{name} is {getattr(settings, name)}; "
                     "expected 1, since it plans with one step after the other of one engine"
                 )
-        if asks:
-            note = "what a replica can do is asked of the engine's own step times, for equal requests of mean lengths"
-            self.assumptions.append(Assumption("fleet.autoscaler.capacity", scaler.policy, "", "assumed", note))
+        note = "what a replica can do is asked of the engine's own step times, for equal requests of mean lengths"
+        self.assumptions.append(Assumption("fleet.autoscaler.capacity", scaler.policy, "", "assumed", note))
 
     def serve(self, world: World, on_end: OnEnd, make: Callable[[OnEnd], Pool]) -> Service:
         """The pool that `make` makes, brought up and scaled as is set."""
@@ -112,11 +110,4 @@ def _resolved(
             )
     # An engine that builds shapes as it meets them captures none when it starts.
     graphs = 0 if settings.shapes is not None else len(settings.graph_sizes)
-    return given.resolve(times.model.weight_bytes(), graphs, _capture_seconds(times.profile))
-
-
-def _capture_seconds(profile: Profile) -> float | None:
-    """Of one graph, where the profile holds captures."""
-    table = profile.tables.get("graph")
-    captures = None if table is None else table.filter(pl.col("phase") == "capture")["seconds"]
-    return float(captures.to_numpy().mean()) if captures is not None and len(captures) else None
+    return given.resolve(times.model.weight_bytes(), graphs, capture_seconds(times.profile))

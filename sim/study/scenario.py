@@ -24,7 +24,7 @@ from sim.fleet.disaggregation_settings import DisaggregationSettings
 from sim.fleet.links.settings import LinkSettings
 from sim.fleet.places.mesh_settings import MeshSettings
 from sim.fleet.places.placement_settings import PlacementSettings, SiteSettings
-from sim.fleet.pool_settings import spell_out_router
+from sim.fleet.pool_settings import PoolSettings, spell_out_router
 from sim.fleet.reliability.client_settings import ClientSettings
 from sim.fleet.reliability.failure_settings import FailureSettings
 from sim.fleet.routers import ROUTERS
@@ -188,7 +188,6 @@ class FleetSettings(Spec):
     weight_cache: WeightCacheSettings | None = Field(
         default=None, description="the models that a replica serves; without it the weights of all are always there"
     )
-
     autoscaler: AutoscalerSettings | None = Field(
         default=None, description="the policy by which replicas come and go; their number is fixed if not given"
     )
@@ -257,9 +256,23 @@ class Scenario(Spec):
 
     @property
     def gpus(self) -> int:
-        if pools := pools_of(self.fleet).values():
-            return sum(pool.replicas * self.engine.model_copy(update=pool.engine).gpus for pool in pools)
+        if pools := pools_of(self.fleet):
+            return sum(pool.replicas * self.engine_of(key, pool).gpus for key, pool in pools.items())
         return self.fleet.replicas * self.engine.gpus
+
+    def engine_of(self, key: str, pool: PoolSettings) -> EngineSettings:
+        """That of the pool under `key`. An `engine.preset` of its own brings its own defaults: of the scenario's engine
+        it keeps what differs from the defaults there.
+
+        Raises:
+            UserError: the keys of its `engine` make none.
+        """
+        engine = self.engine
+        given: dict[str, Any] = {name: getattr(engine, name) for name in engine.model_fields_set}
+        if pool.engine.get("preset", engine.preset) != engine.preset:
+            usual = EngineSettings(preset=engine.preset)
+            given = {name: value for name, value in given.items() if value != getattr(usual, name)}
+        return check_spec(EngineSettings, {**given, **pool.engine}, f"{key}.engine")
 
     def resolved(self) -> dict[str, Any]:
         """As plain data, with every default spelled out and nothing that was left open."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from ground.assumption import Assumption
 from sim.fleet.places.hop import Hop
 from sim.fleet.places.mesh import Mesh
 from sim.fleet.places.mesh_settings import MeshSettings
@@ -16,28 +14,18 @@ from sim.study.deployment import Deployment, deploy
 from sim.study.disaggregated import disaggregated
 from sim.study.placed import placed
 from sim.study.pool_parts import PoolParts, kv_blocks_of
-from sim.study.scaling import Scaling
 from sim.study.scenario import Scenario
+from sim.study.serving import Serving
 from traces.table import Trace
-
-
-@dataclass(frozen=True)
-class Serving:
-    """`make` makes the service of one run; `kv_blocks` are those of the whole fleet as it begins, None: no pool."""
-
-    make: Callable[[World, OnEnd], Service]
-    pools: Sequence[PoolParts]
-    kv_blocks: int | None
-    assumptions: Sequence[Assumption]
 
 
 def serving(scenario: Scenario, trace: Trace, deployment: Deployment | None = None) -> Serving:
     """`deployment`, if it is there already, is of the scenario's own engine settings. Raises UserError: a request can
     never run."""
     if scenario.fleet.disaggregation is not None:
-        found = Serving(*disaggregated(scenario, trace))
+        found = disaggregated(scenario, trace)
     elif scenario.fleet.sites:
-        found = Serving(*placed(scenario, trace))
+        found = placed(scenario, trace)
     else:
         found = _one_pool(scenario, trace, deployment or deploy(scenario))
     return found if scenario.fleet.mesh is None else _behind_mesh(found, scenario.fleet.mesh)
@@ -51,10 +39,7 @@ def _behind_mesh(inner: Serving, settings: MeshSettings) -> Serving:
 
 
 def _one_pool(scenario: Scenario, trace: Trace, deployment: Deployment) -> Serving:
-    parts = PoolParts(scenario, trace, scenario.engine, deployment, gpu_hour_price=scenario.gpu_hour_price)
-    fleet = scenario.fleet
-
-    scaling = Scaling(scenario, scenario.engine, deployment)
+    parts, fleet = PoolParts(scenario, trace, deployment), scenario.fleet
 
     def make(world: World, on_end: OnEnd) -> Service:
         def pool(ended: OnEnd) -> Pool:
@@ -68,6 +53,6 @@ def _one_pool(scenario: Scenario, trace: Trace, deployment: Deployment) -> Servi
                 admission=fleet.admission,
             )
 
-        return scaling.serve(world, on_end, pool)
+        return parts.scaling.serve(world, on_end, pool)
 
-    return Serving(make, [parts], kv_blocks_of([parts], [fleet]), [*parts.assumptions, *scaling.assumptions])
+    return Serving(make, [parts], kv_blocks_of([parts], [fleet]), parts.assumptions)

@@ -27,7 +27,8 @@ from sim.study.pools import scaled
 from sim.study.reliability import with_failures
 from sim.study.scaling import sleep_shares
 from sim.study.scenario import Scenario
-from sim.study.services import Serving, serving
+from sim.study.services import serving
+from sim.study.serving import Serving
 from traces.source import TraceSource
 from traces.table import Trace
 

@@ -14,6 +14,7 @@ import yaml
 
 from ground.errors import UserError
 from ground.folder import open_folder
+from ground.whole_file import whole_file
 from sim.results.folder import write_run
 from sim.results.metric_names import describe
 from sim.results.pareto import sweep_fronts
@@ -66,9 +67,8 @@ def open_study_folder(study: Study, folder: Path) -> None:
 
 def _write_results(study: Study, settings: list[dict[str, Any]], points: list[Point], folder: Path) -> None:
     table = _points_table(study, settings, points)
-    temporary = folder / ".points.parquet.partial"
-    table.write_parquet(temporary)
-    temporary.rename(folder / "points.parquet")
+    with whole_file(folder / "points.parquet") as partial:
+        table.write_parquet(partial)
     winners = best(points, study.objective)[: study.winners]
     names = {f"winner-{place}": index for place, index in enumerate(winners, start=1)}
     baseline = BASELINE if points[BASELINE]["status"] == "ok" else None
@@ -81,18 +81,18 @@ def _write_results(study: Study, settings: list[dict[str, Any]], points: list[Po
         {"name": name, "point": index, "parameters": settings[index], "run": f"winners/{name}"}
         for name, index in names.items()
     ]
-    _write_text(folder / "winners.json", json.dumps(entries, indent=2) + "\n")
-    partial = folder / ".report.html.partial"
-    write_sweep_report(
-        table,
-        parameters=list(study.parameters),
-        pareto=sweep_fronts(table),
-        winners=winners,
-        baseline=baseline,
-        slo=study.scenario_of({}).slo,
-        path=partial,
-    )
-    partial.rename(folder / "report.html")
+    with whole_file(folder / "winners.json") as partial:
+        partial.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
+    with whole_file(folder / "report.html") as partial:
+        write_sweep_report(
+            table,
+            parameters=list(study.parameters),
+            pareto=sweep_fronts(table),
+            winners=winners,
+            baseline=baseline,
+            slo=study.scenario_of({}).slo,
+            path=partial,
+        )
 
 
 def _write_full_run(scenario: Scenario, folder: Path) -> None:
@@ -114,9 +114,3 @@ def _points_table(study: Study, settings: list[dict[str, Any]], points: list[Poi
             | {name: point["metrics"].get(name) for name in names}
         )
     return pl.DataFrame(rows, infer_schema_length=None, strict=False)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)

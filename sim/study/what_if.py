@@ -13,6 +13,7 @@ import yaml
 
 from ground.errors import UserError
 from ground.folder import open_folder
+from ground.whole_file import whole_file
 from sim.results.metric_names import describe
 from sim.study.points import Point, run_points
 from sim.study.remedies import Settings, applicable
@@ -142,9 +143,8 @@ def _remember(folder: Path, name: str, text: str) -> None:
         if path.read_text(encoding="utf-8") != text:
             raise UserError(f"{folder}: holds another what-if, with other {path.stem}; choose another folder")
         return
-    partial = folder / f".{name}.partial"
-    partial.write_text(text, encoding="utf-8")
-    partial.rename(path)
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _ranked(found: WhatIf, trials: Sequence[Trial]) -> list[Trial]:

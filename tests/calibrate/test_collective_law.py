@@ -147,9 +147,11 @@ def test_a_profiles_own_table_comes_first_and_strangers_have_none() -> None:
     profile = replace(make_profile(), device="H100")
     assert collectives_of(replace(profile, device="unheard of")) is None
     modelled = collectives_of(replace(profile, device="RTX4090"))
-    assert modelled is not None and not modelled.has("all_reduce", 2) and modelled.knows("all_reduce", 2)
+    assert modelled is not None and not modelled.has("all_reduce", 2) and modelled.seconds("all_reduce", 2, 1024) > 0
     rows = [{"operation": "all_reduce", "ranks": 2, "bytes": 1024, "seconds": 0.5}]
     own = replace(profile, tables={**profile.tables, "collective": pl.DataFrame(rows)})
     found = collectives_of(own)
-    assert found is not None and found.source == "profile known"
+    assert found is not None and found.source == "profile known" and found.word == "measured"
+    theirs = collectives_of(replace(own, provenance=replace(own.provenance, source="imported")))
+    assert theirs is not None and theirs.word == "imported"
     assert found.seconds("all_reduce", 2, 1024) == pytest.approx(0.5)

@@ -11,10 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import calibrate.links
-from calibrate.collective_law import Collectives, bus_factor
+from calibrate.collective_law import Collectives
 from calibrate.datasheet import devices
 from calibrate.fabric import FABRICS, Bridge, Fabric
 from calibrate.nccl_model import OPERATIONS, choices, seconds
+from ground.errors import UserError
 
 BUNDLED = sorted((Path(calibrate.links.__file__).parent / "collectives").glob("*.parquet"))
 H100, A100, L40S = FABRICS["h100-sxm-80gb"], FABRICS["a100-sxm-80gb"], FABRICS["l40s"]
@@ -22,6 +23,16 @@ KIB, MIB = 1 << 10, 1 << 20
 
 fabrics = st.sampled_from(list(FABRICS.values()))
 operations = st.sampled_from(OPERATIONS)
+
+
+def bus_factor(operation: str, ranks: int) -> float:
+    """Bus bandwidth is bytes of the whole buffer / seconds × this (NVIDIA/nccl-tests, doc/PERFORMANCE.md).
+
+    The whole buffer is one rank's input, but of an all-gather what each gets.
+    """
+    if operation.startswith("all_reduce"):
+        return 2 * (ranks - 1) / ranks
+    return 1.0 if operation == "send_recv" else (ranks - 1) / ranks
 
 
 def fastest(fabric: Fabric, operation: str, ranks: int, size: float) -> str:
@@ -168,6 +179,8 @@ def test_what_goes_to_other_nodes_takes_the_network() -> None:
 def test_what_was_not_measured_follows_from_the_fabric() -> None:
     table = pl.read_parquet(next(path for path in BUNDLED if path.stem == "h100-sxm-80gb"))
     law = Collectives(table, "bundled", H100)
-    assert not law.has("send_recv", 2) and law.knows("send_recv", 2) and not law.knows("unheard", 2)
+    assert not law.has("send_recv", 2)
+    with pytest.raises(UserError, match="no unheard between 2 ranks"):
+        law.seconds("unheard", 2, MIB)
     assert law.seconds("send_recv", 2, MIB) == seconds(H100, "send_recv", 2, MIB)
     assert law.seconds("all_reduce", 16, MIB) == seconds(H100, "all_reduce", 16, MIB)

@@ -57,6 +57,7 @@ def test_the_h100_profile_charges_unequal_decodes_alone_and_beside_a_prefill() -
     profile = Profile.load("h100-sxm-80gb")
     times = StepLatency(profile, profile.shape, graph_sizes=[48, 64], graphs_decode_only=True)
     assert times.asks_spread
+    assert ("engine.skew", "measured") in [(one.name, one.source) for one in times.assumptions]
     kv_tokens, decodes = 40 * 800, 40
     equal, unequal = Spread(40 * 800**2, 800), Spread(39 * 720**2 + 3920**2, 3920)
     for prefills in ([], [(300, 0)]):

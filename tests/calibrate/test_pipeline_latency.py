@@ -80,6 +80,24 @@ def test_many_decode_steps_are_bit_for_bit_the_single_ones(
         assert [float(run[step]) for run in runs] == staged.stages((), decodes, kv_tokens + step * decodes)
 
 
+@settings(max_examples=40, deadline=None)
+@given(batches, st.integers(1, 20), st.integers(1, 100), st.sampled_from([DEEP, DEEP_EXPERTS]))
+def test_stages_count_outside_the_grid_what_whole_steps_count(
+    batch: tuple[list[tuple[int, int]], list[int]], steps: int, times: int, model: ModelShape
+) -> None:
+    prefills, contexts = batch
+    decodes = times * len(contexts)
+    whole, staged = whole_and_staged(model, 3)
+    for one in (whole, staged):
+        one.extrapolated.clear()
+    whole.step(prefills, decodes, times * sum(contexts))
+    staged.stages(prefills, decodes, times * sum(contexts))
+    if decodes:
+        whole.decode_run(decodes, times * sum(contexts), steps)
+        staged.stage_runs(decodes, times * sum(contexts), steps)
+    assert staged.extrapolated == whole.extrapolated
+
+
 def test_every_stage_has_the_hosts_part() -> None:
     _, without = whole_and_staged(DEEP, 3, host_overhead=0.0)
     _, added = whole_and_staged(DEEP, 3, host_overhead=0.5)

@@ -227,6 +227,17 @@ def test_engines_in_lock_step_replay_graphs_of_one_size() -> None:
     assert above == pytest.approx(own_kernels(EXPERTS, eager) + experts_seconds(EXPERTS, 43, 2), rel=1e-9)
 
 
+def test_experts_outside_their_grid_are_counted_with_a_prefill_and_without() -> None:
+    fresh = StepLatency(make_profile(EXPERTS), EXPERTS)
+    fresh.step([(5000, 0)], 0, 0)
+    assert fresh.extrapolated["moe"] == 1
+    fresh.decode_run(5000, 50_000, 7)
+    fresh.step((), 5000, 50_000)
+    assert fresh.extrapolated["moe"] == 9
+    fresh.step((), 4, 400)
+    assert fresh.extrapolated["moe"] == 9
+
+
 @settings(max_examples=25)
 @given(batches(prefills=False))
 def test_experts_that_are_sliced_take_their_share_of_the_time(batch: Batch) -> None:

@@ -51,7 +51,12 @@ def day(seconds: float = 240.0, low: float = 0.5, high: float = 12.0, seed: int 
     return requests_at(times[random.random(len(times)) < rate / high].tolist())
 
 
-def scaled(
+def scaled(trace: pl.DataFrame, settings: dict[str, Any] | None, **more: Any) -> FleetRun:
+    """What such a `fleet` did."""
+    return fleet(trace, settings, **more).run()
+
+
+def fleet(
     trace: pl.DataFrame,
     settings: dict[str, Any] | None,
     *,
@@ -62,24 +67,8 @@ def scaled(
     seed: int = 0,
     leap: bool = True,
     gpus: int = 1,
-    history: Sequence[float] = (),
-) -> FleetRun:
-    """A run; `settings` are of an autoscaler, `cold` of a cold start, whose missing numbers take no time."""
-    return fleet(trace, settings, cold, replicas, config, times, seed, leap, gpus, history).run()
-
-
-def fleet(
-    trace: pl.DataFrame,
-    settings: dict[str, Any] | None,
-    cold: dict[str, Any] | None = None,
-    replicas: int = 1,
-    config: EngineConfig = PLAIN,
-    times: Any = None,
-    seed: int = 0,
-    leap: bool = True,
-    gpus: int = 1,
-    history: Sequence[float] = (),
 ) -> Fleet:
+    """`settings` are of an autoscaler, `cold` of a cold start, whose missing numbers take no time."""
     steps = times or LinearStepTimes()
     kind = ReplicaKind(config, steps, gpus=gpus)
 
@@ -89,7 +78,7 @@ def fleet(
             start(world, pool)
             return pool
         checked = TypeAdapter(AutoscalerSettings).validate_python({**FAST, **settings})
-        setting = PolicySetting(Capacity(config, steps), lambda _: np.array(history, dtype=float), seed)
+        setting = PolicySetting(Capacity(config, steps), lambda _: np.zeros(0), seed)
         scaler = Autoscaler(world, checked, POLICIES[checked.policy](checked, setting), on_end)
         pool = Pool(world, kind, scaler.ended, replicas=replicas, router="least_outstanding")
         begun = start(world, pool)

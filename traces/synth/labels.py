@@ -30,7 +30,7 @@ class Labels(Spec):
     classes: dict[str, ServiceClass] | None = Field(None, min_length=1)
 
     def lengths(self, seed: int, session: Ints, prompt: Ints, output: Ints) -> tuple[Ints, Ints]:
-        """New prompt and output tokens of each request, where they are drawn so, and where its class has its own."""
+        """New prompt and output tokens of each request: those that were drawn, but where its class has its own."""
         if self.classes is None:
             return prompt, output
         return class_lengths(self.classes, seed, draw_classes(self.classes, seed, session), prompt, output)

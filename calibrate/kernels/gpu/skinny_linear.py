@@ -35,12 +35,10 @@ class Tiling:
 
 # By the number of tokens up to which they hold.
 TILINGS = {
-    16: Tiling(64, 128, 5, 4, 256, 512),
     32: Tiling(64, 128, 5, 4, 256, 512),
     64: Tiling(64, 64, 5, 4, 256, 512),
 }
 GATED_TILINGS = {
-    16: Tiling(64, 128, 3, 4, 1, 512),
     32: Tiling(64, 128, 3, 4, 1, 512),
     64: Tiling(64, 64, 4, 4, 1, 512),
 }

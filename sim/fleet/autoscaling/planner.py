@@ -28,8 +28,7 @@ from pydantic import Field, model_validator
 
 from sim.fleet.autoscaling.observation import RUNNING, Observation, Pod, Traffic
 from sim.fleet.autoscaling.policy import Decision, Policy, PolicySetting, PolicySettings
-from sim.fleet.autoscaling.predictor import CONSTANT, Predictor
-from sim.fleet.forecasters import FORECASTERS
+from sim.fleet.autoscaling.predictor import PREDICTORS, Predictor
 
 # Intervals after which a predictor's parameters follow. Dynamo's follow at every one; here that would take longer than
 # all the rest of a simulated day.
@@ -53,9 +52,8 @@ class PlannerSettings(PolicySettings):
 
     @model_validator(mode="after")
     def _known(self) -> PlannerSettings:
-        if self.predictor != CONSTANT and self.predictor not in FORECASTERS:
-            known = ", ".join((CONSTANT, *FORECASTERS))
-            raise ValueError(f"unknown predictor {self.predictor!r}, expected one of {known}")
+        if self.predictor not in PREDICTORS:
+            raise ValueError(f"unknown predictor {self.predictor!r}, expected one of {', '.join(PREDICTORS)}")
         return self
 
 
@@ -69,10 +67,9 @@ class Planner(Policy):
         self._interval = Traffic()
         self._mean_prompt = 0.0
         self._floor = settings.min  # what the last plan from throughput asks for
-        count = setting.history(settings.throughput_interval) * settings.throughput_interval
-        self._requests = Predictor(settings.predictor, setting.seed, count, refit=_REFIT, anew=False)
-        self._prompt = Predictor(settings.predictor, setting.seed, refit=_REFIT, anew=False)
-        self._output = Predictor(settings.predictor, setting.seed, refit=_REFIT, anew=False)
+        self._requests, self._prompt, self._output = (
+            Predictor(settings.predictor, setting.seed, refit=_REFIT, anew=False) for _ in range(3)
+        )
         self._corrections = (1.0, 1.0)  # of TTFT, of ITL
 
     def recommend(self, observation: Observation) -> Decision:
@@ -84,16 +81,13 @@ class Planner(Policy):
         if planned:
             interval, self._interval = self._interval, Traffic()
             if interval.finished:  # without traffic there is nothing to plan with
-                self._floor = self._bounded(self._from_throughput(interval, max(1, observation.ready)))
+                self._floor = settings.bounded(self._from_throughput(interval, max(1, observation.ready)))
                 self._mean_prompt = interval.mean_prompt
                 replicas, reason = self._floor, "throughput"
         if settings.load_scaling and self._mean_prompt and not (planned and replicas > current):
             loaded = self._from_load(observation)
             replicas, reason = (loaded, "load") if loaded > self._floor else (self._floor, "throughput")
-        return Decision(self._bounded(replicas), reason)
-
-    def _bounded(self, replicas: int) -> int:
-        return max(self._settings.min, min(self._settings.max, replicas))
+        return Decision(settings.bounded(replicas), reason)
 
     def _from_throughput(self, interval: Traffic, ready: int) -> int:
         """Replicas for the interval to come."""

@@ -39,6 +39,10 @@ class PolicySettings(Spec):
             raise ValueError(f"min is {self.min} and max is {self.max}; expected max to be at least min")
         return self
 
+    def bounded(self, replicas: int) -> int:
+        """As many, but at least `min` and at most `max`."""
+        return max(self.min, min(self.max, replicas))
+
 
 class Decision(NamedTuple):
     replicas: int

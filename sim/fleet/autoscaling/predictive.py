@@ -9,8 +9,8 @@ from pydantic import Field, model_validator
 
 from sim.fleet.autoscaling.observation import Observation, Traffic
 from sim.fleet.autoscaling.policy import Decision, Policy, PolicySetting, PolicySettings
-from sim.fleet.autoscaling.predictor import CONSTANT, Predictor
-from sim.fleet.forecasters import FORECASTERS
+from sim.fleet.autoscaling.predictor import PREDICTORS, Predictor
+from sim.fleet.forecasters.forecaster import LEVELS
 from traces.source import TraceSource
 
 
@@ -49,8 +49,8 @@ class PredictiveSettings(PolicySettings):
 
     @model_validator(mode="after")
     def _fits(self) -> PredictiveSettings:
-        if self.forecaster != CONSTANT and self.forecaster not in FORECASTERS:
-            raise ValueError(f"unknown forecaster {self.forecaster!r}, expected one of {', '.join(FORECASTERS)}")
+        if self.forecaster not in PREDICTORS:
+            raise ValueError(f"unknown forecaster {self.forecaster!r}, expected one of {', '.join(PREDICTORS)}")
         if self.low >= self.threshold:
             raise ValueError(f"low is {self.low:g} and threshold is {self.threshold:g}; expected low to be below it")
         return self
@@ -69,7 +69,7 @@ class Predictive(Policy):
             horizon=settings.horizon,
             refit=settings.refit,
             season=settings.season,
-            levels=(0.1, 0.5, 0.9) if settings.quantile is None else (settings.quantile,),
+            levels=LEVELS if settings.quantile is None else (settings.quantile,),
         )
         self._interval = Traffic()
         self._all = Traffic()
@@ -88,9 +88,8 @@ class Predictive(Policy):
             self._series.add(interval.arrived / interval.seconds)
             self._expect()
         if self._peak is None or self._capacity is None:
-            return Decision(max(settings.min, min(settings.max, current)), "nothing is known yet")
-        wanted = self._by_rule(current) if settings.rule == "threshold" else self._by_target()
-        wanted = max(settings.min, min(settings.max, wanted))
+            return Decision(settings.bounded(current), "nothing is known yet")
+        wanted = settings.bounded(self._by_rule(current) if settings.rule == "threshold" else self._by_target())
         utilisation = self._peak / (current * self._capacity) if current else inf
         return Decision(self._held_down(observation.time, current, wanted), f"predicted utilisation {utilisation:.2f}")
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from ground.errors import UserError
 from sim.fleet.forecasters import FORECASTERS
-from sim.fleet.forecasters.forecaster import Forecast, Forecaster, ForecasterSetting
+from sim.fleet.forecasters.forecaster import LEVELS, Forecast, Forecaster, ForecasterSetting
 
 CONSTANT = "constant"  # Dynamo's word for `naive`
+PREDICTORS = (CONSTANT, *FORECASTERS)
 
 
 class Predictor:
@@ -25,7 +26,7 @@ class Predictor:
         horizon: int = 1,
         refit: int = 1,
         season: int | None = None,
-        levels: tuple[float, ...] = (0.1, 0.5, 0.9),
+        levels: tuple[float, ...] = LEVELS,
         anew: bool = True,
     ) -> None:
         """`history`: values before the first; `refit`: values after which it is fitted anew, or else updated."""

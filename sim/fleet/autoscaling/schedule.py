@@ -45,4 +45,4 @@ class Schedule(Policy):
         begun = [step.replicas for step in settings.steps if step.at <= time]
         before = settings.min if settings.period is None else settings.steps[-1].replicas
         replicas = begun[-1] if begun else before
-        return Decision(max(settings.min, min(settings.max, replicas)), f"at {time:g} s")
+        return Decision(settings.bounded(replicas), f"at {time:g} s")

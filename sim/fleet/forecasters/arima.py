@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from itertools import product
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
+from sim.fleet.forecasters.errors import normal_errors
 from sim.fleet.forecasters.forecaster import Floats, Forecast, Forecaster, ForecasterSetting
 from sim.fleet.forecasters.history import need, without_leading_zeros
 from sim.fleet.forecasters.statsmodels_package import statsmodels
@@ -69,12 +69,7 @@ class Arima(Forecaster):
         model = self._model(np.log1p(recent) if self.log else recent, self.order)
         forecast = model.filter(self._parameters).get_forecast(horizon)
         middle, deviation = np.asarray(forecast.predicted_mean), np.asarray(forecast.se_mean)
-        scores = np.array([NormalDist().inv_cdf(level) for level in self.setting.levels])
-        quantiles = middle + scores[:, None] * deviation
-        mean = middle
-        if self.log:
-            mean, quantiles = np.expm1(middle + deviation**2 / 2), np.expm1(quantiles)
-        return Forecast(np.maximum(mean, 0.0), self.setting.levels, np.maximum(quantiles, 0.0))
+        return normal_errors(middle, deviation, self.setting.levels, log=self.log)
 
     def _choose(self, series: Floats) -> tuple[tuple[int, int, int], Floats]:
         """(order, parameters) of the least AIC."""

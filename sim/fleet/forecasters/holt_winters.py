@@ -52,8 +52,8 @@ class HoltWinters(Forecaster):
         self._most = _SEASONS * period if period > 1 else _INTERVALS
         self.least = 2 * period + 1 if period > 1 else 2
         level, season = _beginning(history, period)
-        self.smoothing = self._estimate(history[period:], level, season)
         loads = history[period:]
+        self.smoothing = self._estimate(loads, level, season)
         states = smooth(loads, level, season, self.smoothing)
         errors = []
         for ahead in range(1, horizon + 1):

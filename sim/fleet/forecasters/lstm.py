@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ground.errors import UserError
+from sim.fleet.forecasters.errors import normal_errors
 from sim.fleet.forecasters.forecaster import Floats, Forecast, Forecaster, ForecasterSetting
 from sim.fleet.forecasters.history import find_season, need
 
@@ -65,10 +65,7 @@ class Lstm(Forecaster):
         mean, deviation = (part[0, :horizon].double().numpy() for part in found)
         mean = self.scale.mean + self.scale.deviation * mean
         deviation = self.scale.deviation * np.exp(deviation)
-        scores = np.array([NormalDist().inv_cdf(level) for level in self.setting.levels])
-        quantiles = np.expm1(mean + scores[:, None] * deviation)
-        expected = np.expm1(mean + deviation**2 / 2)  # of a log-normal distribution
-        return Forecast(np.maximum(expected, 0.0), self.setting.levels, np.maximum(quantiles, 0.0))
+        return normal_errors(mean, deviation, self.setting.levels, log=True)
 
     def _windows(self, normal: Floats) -> Windows:
         from sim.fleet.forecasters.lstm_network import Windows

@@ -10,6 +10,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from ground.errors import UserError
 from ground.spec import Spec, check_spec
+from ground.whole_file import whole_file
 from sim.fleet.forecasters.forecaster import ForecasterSetting
 from sim.fleet.forecasters.lstm import WINDOW, Lstm, Scale
 
@@ -45,10 +46,9 @@ def save(forecaster: Lstm, folder: Path, about: dict[str, Any]) -> None:
         about=about,
     )
     weights = {name: value.contiguous() for name, value in forecaster.network.state_dict().items()}
-    partial = folder / f".{WEIGHTS}.partial"
-    save_file(weights, partial)
-    (folder / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    partial.rename(folder / WEIGHTS)
+    with whole_file(folder / WEIGHTS) as partial:
+        save_file(weights, partial)
+        (folder / DESCRIPTION).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def load(folder: Path) -> tuple[Lstm, dict[str, Any]]:

@@ -133,7 +133,7 @@ class Network:
     def cancel(self, transfer: Transfer) -> None:
         """Stop a transfer wherever it is; `done` is not called. One that has arrived is left alone."""
         if transfer.arrival is not None:
-            transfer.arrival.callbacks = []
+            self._clock.abandon(transfer.arrival)
         path, transfer.path = transfer.path, None
         if path is None:
             return
@@ -166,11 +166,13 @@ class Network:
         """Bring what its transfers got up to now."""
         now = self._clock.now
         if now > path.counted_at and path.ends:
-            before = path.count
-            path.count = min(path.count + path.share.bytes_in(now - path.counted_at), path.ends[0][0])
-            for link in path.links:
-                link.carried += (path.count - before) * len(path.ends)
+            self._grow(path, min(path.count + path.share.bytes_in(now - path.counted_at), path.ends[0][0]))
         path.counted_at = now
+
+    def _grow(self, path: _Path, count: float) -> None:
+        for link in path.links:
+            link.carried += (count - path.count) * len(path.ends)
+        path.count = count
 
     def _wait(self, path: _Path) -> None:
         left = max(0.0, path.ends[0][0] - path.count) if path.ends else inf
@@ -178,7 +180,7 @@ class Network:
         if end == path.next_at:
             return
         if path.next is not None:
-            path.next.callbacks = []
+            self._clock.abandon(path.next)
             path.next = None
         path.next_at = end
         if end < inf:
@@ -188,9 +190,8 @@ class Network:
 
     def _ended(self, path: _Path) -> None:
         """The transfers that come next have sent all."""
-        before, path.count, path.counted_at = path.count, path.ends[0][0], self._clock.now
-        for link in path.links:
-            link.carried += (path.count - before) * len(path.ends)
+        self._grow(path, path.ends[0][0])
+        path.counted_at = self._clock.now
         path.next, path.next_at = None, inf
         ended = []
         while path.ends and path.ends[0][0] <= path.count:
@@ -209,7 +210,7 @@ class Network:
         for link in path.links:
             del link.paths[path]
         if path.next is not None:
-            path.next.callbacks = []
+            self._clock.abandon(path.next)
 
     def _sent(self, transfer: Transfer) -> None:
         if not transfer.latency:

@@ -18,10 +18,9 @@ from sim.fleet.world import FINISHED, OnEnd, World
 
 
 class Way(NamedTuple):
-    """Seconds and bytes of an answer's way back: of what comes first, and of what comes last."""
+    """Seconds and bytes of an answer's way back: its first token takes as long as its last one."""
 
-    first: float
-    last: float
+    seconds: float
     size: int
     at_once: bool = False  # nothing is seen before all is there
 
@@ -74,7 +73,7 @@ class Hop:
         if number in self._going:
             self._going.pop(number)()
         elif number in self._coming:
-            self._coming.pop(number).callbacks = []
+            self._world.clock.abandon(self._coming.pop(number))
         else:
             del self._beyond[number]
             self._route.gone(request)
@@ -92,12 +91,12 @@ class Hop:
             self._tell(request, ended, clock.now - ended, way.size, "from")
             if status == FINISHED:
                 assert request.first_token is not None
-                request.first_token = clock.now if way.at_once else min(request.first_token + way.first, clock.now)
+                request.first_token = clock.now if way.at_once else min(request.first_token + way.seconds, clock.now)
                 request.finish = clock.now
             request.way_back = beyond
             self._on_end(request, status)
 
-        event = self._coming[request.request_id] = clock.at(ended + way.last, NORMAL)
+        event = self._coming[request.request_id] = clock.at(ended + way.seconds, NORMAL)
         event.callbacks = [came]
 
     def _tell(self, request: Request, began: float, seconds: float, size: int, direction: str) -> None:

@@ -90,7 +90,7 @@ class Mesh:
         event.callbacks = [lambda _: there()]
 
         def turn_back() -> None:
-            event.callbacks = []
+            self._clock.abandon(event)
             self.gone(request)
 
         return 0, turn_back
@@ -98,7 +98,7 @@ class Mesh:
     def back(self, request: Request) -> Way:
         half, carried = self._taken.pop(request.request_id)
         self.connections.give(self._clock.now, carried)
-        return Way(half, half, 0)
+        return Way(half, 0)
 
     def first_back(self, request: Request) -> float:
         return self._taken[request.request_id][0]

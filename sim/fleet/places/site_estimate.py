@@ -135,8 +135,10 @@ class SiteEstimate:
         sent, predicted = self._predicted.pop(request.request_id)
         longer = max(0.0, (self._clock.now - sent) / predicted - 1.0)
         self._error, self._erred_at = (1 - _RECENT) * self._late() + _RECENT * longer, self._clock.now
-        if request.first_token is not None and request.finish is not None and request.output_tokens > 1:
-            seconds = (request.finish - request.first_token) / (request.output_tokens - 1)
+        first, last, more = request.first_token, request.finish, request.output_tokens - 1
+        # Of an answer that came whole nobody saw how fast its tokens were.
+        if first is not None and last is not None and more and first < last:
+            seconds = (last - first) / more
             before = self._token_seconds
             self._token_seconds = seconds if before is None else before + _RECENT * (seconds - before)
 

@@ -72,10 +72,8 @@ class WideArea:
         payload = self.payload
         size = round(request.output_tokens * payload.output_token) if request.finish is not None else 0
         if not payload.streamed:
-            seconds = self.rtt / 2 + size / self._down
-            return Way(seconds, seconds, size, at_once=True)
-        seconds = self.first_back(request)
-        return Way(seconds, seconds, size)
+            return Way(self.rtt / 2 + size / self._down, size, at_once=True)
+        return Way(self.first_back(request), size)
 
     def first_back(self, request: Request) -> float:
         return self.rtt / 2 + self.payload.output_token / self._down if self.payload.streamed else inf

@@ -217,13 +217,9 @@ class _Limit:
         due = []
         while started and started[0][0] <= now:
             due.append(started.popleft())
-        while started and not self._matters(started[0]):
+        while started and not started[0][1].open:  # what it would end is there no more
             started.popleft()
         if started:
             self._watch()
         for _time, call, number in due:
             self._reached(call, number)
-
-    def _matters(self, entry: tuple[float, _Call, int]) -> bool:
-        """Whether what it would end is still there."""
-        return entry[1].open

@@ -33,7 +33,8 @@ from traces.streams import stream
 
 
 class Failures:
-    """What fails of a world whose pools are there. They do not keep a run alive: nothing fails where all is quiet."""
+    """What fails of a world whose pools are there. They do not keep a run alive: nothing fails where all is quiet, nor
+    once all requests have ended, though a repair may be under way."""
 
     def __init__(self, world: World, settings: FailureSettings) -> None:
         """Raises UserError: there is no pool of a name that is given. A link is looked for when it fails."""
@@ -57,11 +58,11 @@ class Failures:
     # When.
 
     def _watch(self, time: float, call: Callable[[], None]) -> None:
-        """At `time`, unless nothing else is to happen any more."""
-        clock = self._world.clock
+        """At `time`, unless nothing else is to happen any more or nobody is left to feel it."""
+        world, clock = self._world, self._world.clock
 
         def look(_: simpy.Event) -> None:
-            if not clock.quiet:
+            if world.open and not clock.quiet:
                 call()
 
         clock.watch(max(time, clock.now), NORMAL).callbacks.append(look)

@@ -15,19 +15,16 @@ class ActivePrefixes:
     def __init__(self) -> None:
         self._holders = PrefixHolders()
         self._users: dict[int, Counter[int]] = {}  # by replica: how many requests have an id
-        self._tokens: dict[int, int] = {}  # by replica
-        self._replicas: list[int] = []
+        self._tokens: dict[int, int] = {}  # by replica, in order of place
 
     def members(self, replicas: Sequence[int]) -> None:
         """From now on these, by place."""
         for replica in self._users.keys() - set(replicas):
-            del self._tokens[replica]
             self._holders.remove(replica, *self._users.pop(replica))
         self._holders.members(replicas)
         for replica in replicas:
             self._users.setdefault(replica, Counter())
-            self._tokens.setdefault(replica, 0)
-        self._replicas = list(replicas)
+        self._tokens = {replica: self._tokens.get(replica, 0) for replica in replicas}
 
     def add(self, replica: int, request: Request) -> None:
         users, tokens = self._users[replica], _beyond_ids(request)
@@ -53,8 +50,8 @@ class ActivePrefixes:
         """Of each replica, by place, as if this one were there too."""
         own = len(request.prefix_ids) * request.prefix_block_tokens + _beyond_ids(request)
         return [
-            self._tokens[replica] + own - match * request.prefix_block_tokens
-            for replica, match in zip(self._replicas, self._holders.matches(request.prefix_ids), strict=True)
+            tokens + own - match * request.prefix_block_tokens
+            for tokens, match in zip(self._tokens.values(), self._holders.matches(request.prefix_ids), strict=True)
         ]
 
 

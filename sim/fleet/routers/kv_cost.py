@@ -23,7 +23,7 @@ from math import ceil
 import numpy as np
 
 from sim.engine.request import Request
-from sim.fleet.load import Load
+from sim.fleet.load import Load, any_with
 from sim.fleet.routers.active_prefixes import ActivePrefixes
 from sim.fleet.routers.router import Router, RouterSetting
 from sim.fleet.routers.sent_prefixes import SentPrefixes
@@ -37,14 +37,12 @@ class KvCost(Router):
         self._sent = SentPrefixes(setting.kv_tokens)
         self._active = ActivePrefixes()
         self._to_prefill: deque[int] = deque()  # tokens of each that was chosen for and is not known to be sent
-        self._prefilling: dict[int, dict[Request, int]] = {}  # by replica: request → tokens
-        self._replicas: list[int] = []
+        self._prefilling: dict[int, dict[Request, int]] = {}  # by replica, in order of place: request → tokens
 
     def members(self, replicas: Sequence[int]) -> None:
         self._sent.members(replicas)
         self._active.members(replicas)
         self._prefilling = {replica: self._prefilling.get(replica, {}) for replica in replicas}
-        self._replicas = list(replicas)
 
     def choose(self, request: Request, load: Load) -> int:
         matches = self._sent.matches(request.prefix_ids)
@@ -67,7 +65,7 @@ class KvCost(Router):
 
     def _costs(self, request: Request, overlaps: Sequence[int], load: Load) -> list[float]:
         options, size = self._options, self.setting.block_size
-        prefilling = [self._still_to_prefill(replica) for replica in self._replicas]
+        prefilling = [self._still_to_prefill(there) for there in self._prefilling.values()]
         least = min(prefilling)
         blocks = ceil(request.prompt_tokens / size)
         costs = []
@@ -83,9 +81,9 @@ class KvCost(Router):
             )
         return costs
 
-    def _still_to_prefill(self, replica: int) -> int:
+    def _still_to_prefill(self, prefilling: dict[Request, int]) -> int:
         """Tokens; forgets those whose first token is out, and known to be."""
-        prefilling, heard = self._prefilling[replica], self.setting.now() - self.setting.options.load_delay
+        heard = self.setting.now() - self.setting.options.load_delay
         for request in [one for one in prefilling if one.first_token is not None and one.first_token <= heard]:
             del prefilling[request]
         return sum(prefilling.values())
@@ -96,5 +94,4 @@ class KvCost(Router):
         if temperature and high > low:
             weights = np.exp((low - np.array(costs)) / (temperature * (high - low)))
             return int(random.choice(len(costs), p=weights / weights.sum()))
-        best = [place for place, cost in enumerate(costs) if cost == low]
-        return best[int(random.integers(len(best)))] if len(best) > 1 else best[0]
+        return any_with(low, costs, random)

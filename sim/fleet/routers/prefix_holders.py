@@ -54,13 +54,9 @@ class PrefixHolders:
             else:
                 del holders[prefix_id]
 
-    def longest(self, ids: Sequence[int]) -> tuple[int, list[int]]:
-        """How many of the first ids the best replica has, and the places of all that have as many."""
-        count, holders = self._with_longest(ids)
-        return count, self._places_of(holders)
-
     def least_of_longest(self, ids: Sequence[int], values: Sequence[float]) -> tuple[int, int]:
-        """The same count, and of those places the one with the least of `values`, the first of equals."""
+        """How many of the first ids the best replica has, and of the places of all that have as many the one with the
+        least of `values`, the first of equals."""
         count, holders = self._with_longest(ids)
         place = least(values)
         if holders >> self._bits_by_place[place] & 1:  # of a start that many have likely, and then nobody is visited

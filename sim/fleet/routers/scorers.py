@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from sim.engine.request import Request
-from sim.fleet.load import Load
+from sim.fleet.load import Load, any_with
 from sim.fleet.replica_scores import SCORERS, Candidates
 from sim.fleet.routers.router import Router, RouterSetting
 from sim.fleet.routers.sent_prefixes import SentPrefixes
@@ -45,9 +45,7 @@ class Scorers(Router):
         totals = [0.0] * len(self._replicas)
         for score, weight in self._weighted:
             totals = [total + weight * one for total, one in zip(totals, score(candidates), strict=True)]
-        best = max(totals)
-        places = [place for place, total in enumerate(totals) if total == best]
-        place = places[int(self.setting.random.integers(len(places)))] if len(places) > 1 else places[0]
+        place = any_with(max(totals), totals, self.setting.random)
         if request.session is not None:
             self._last[request.session] = self._replicas[place]
         if self._sent is not None:

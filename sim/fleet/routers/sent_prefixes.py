@@ -20,7 +20,6 @@ class SentPrefixes:
         self._holders = PrefixHolders()
         self._sent: dict[int, OrderedDict[int, None]] = {}  # by replica, ids in the order in which they are forgotten
         self._replicas: list[int] = []
-        self.longest = self._holders.longest
         self.least_of_longest = self._holders.least_of_longest
         self.matches = self._holders.matches
 

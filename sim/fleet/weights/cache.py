@@ -84,11 +84,11 @@ class WeightCache:
         self._serve = serve
         self._rank = EVICTIONS[settings.eviction]
         self._bandwidth = _number(settings.load_bandwidth)
-        self._link = _link(clock, self._bandwidth)
+        self._link = SharedLink(clock, self._bandwidth)
         self._copies = 0  # under way on it
         self._peers = peers
         self._peer_bandwidth = _number(settings.peer_bandwidth or "unlimited")
-        self._peer_link = _link(clock, self._peer_bandwidth)
+        self._peer_link = SharedLink(clock, self._peer_bandwidth)
         self._sent: dict[_Load, WeightCache] = {}  # loads of other hosts, whose weights are under way to them
         self._known: dict[tuple[str, int], Weights] = {}  # resident, being loaded or wanted
         self._newest: dict[str, int] = {}  # version that was asked for last
@@ -388,7 +388,3 @@ class WeightCache:
 def _number(bandwidth: float | str) -> float:
     """In bytes/s; infinite where it is unlimited."""
     return inf if isinstance(bandwidth, str) else bandwidth
-
-
-def _link(clock: Clock, bandwidth: float) -> SharedLink:
-    return SharedLink(clock, None if bandwidth == inf else bandwidth)

@@ -74,7 +74,8 @@ def write_openmetrics(run: Run, path: Path, *, interval: float, epoch: int, long
         )
     times = [sample_times(row["ready"], row["ended"], interval) for row in replicas]
     written.replicas, written.samples = len(replicas), sum(map(len, times))
-    tables = [_tables(run, row["replica"]) for row in replicas]
+    blocks = blocks_of_replicas(run)
+    tables = [_tables(run, row["replica"], blocks.get(row["replica"])) for row in replicas]
     series = [ReplicaSeries(own, seconds(at)) for own, at in zip(tables, times, strict=True)]
     written.spaced_by_steps = sum(own.even for own in series)
     labels = [_labels(run, row) for row in replicas]
@@ -106,16 +107,10 @@ def replicas_of(run: Run) -> list[dict[str, Any]]:
     return [{"replica": number, **common} for number in sorted(numbers)]
 
 
-def _tables(run: Run, replica: int) -> ReplicaTables:
+def _tables(run: Run, replica: int, blocks: int | None) -> ReplicaTables:
     own = pl.col("replica") == replica
     caching = run.scenario.get("engine", {}).get("enable_prefix_caching", True)
-    return ReplicaTables(
-        run.requests.filter(own),
-        run.steps.filter(own),
-        run.events.filter(own),
-        blocks_of_replicas(run).get(replica),
-        bool(caching),
-    )
+    return ReplicaTables(run.requests.filter(own), run.steps.filter(own), run.events.filter(own), blocks, bool(caching))
 
 
 def _labels(run: Run, replica: dict[str, Any]) -> dict[str, str]:

@@ -40,12 +40,8 @@ class ReplicaSeries:
 
     def of(self, name: str, bounds: np.ndarray) -> Series:
         """The metric of that name without its prefix; a histogram has these bounds, rising."""
-        found = getattr(self, f"_{name}")() if hasattr(self, f"_{name}") else None
-        if isinstance(found, Observations):
-            return found.histogram(len(self._at), bounds)
-        assert found is not None, name
-        series: Series = found
-        return series
+        found: Series | Observations = getattr(self, f"_{name}")()
+        return found.histogram(len(self._at), bounds) if isinstance(found, Observations) else found
 
     # Gauges.
 
@@ -64,7 +60,7 @@ class ReplicaSeries:
         return count_until(lost, self._at) - count_until(again, self._at)
 
     def _kv_cache_usage_perc(self) -> np.ndarray:
-        """Linear within a row of steps and constant between two, as in `sim.results.metrics`."""
+        """Linear within a row of steps and constant between two, as in `sim.results.kv_use`."""
         rows, there = self._rows.sort("end"), self._tables.kv_blocks
         if rows.is_empty() or not there:
             return np.zeros(len(self._at))

@@ -69,9 +69,8 @@ def _finished(run: Run, row: Row, events: list[Row], away: list[tuple[float, flo
         gen_ai.GEN_AI_USAGE_CACHE_READ_INPUT_TOKENS: row["cached_tokens"],
         gen_ai.GEN_AI_RESPONSE_TIME_TO_FIRST_CHUNK: row["ttft"],
     }
-    name = f"{_OPERATION} {model_name(run, row.get('site'))}"
     about = asked | _known(answered)
-    client = tracers.span(CLIENT, name, begin, end, kind=SpanKind.CLIENT, attributes=about)
+    client = tracers.span(CLIENT, _name(run, row), begin, end, kind=SpanKind.CLIENT, attributes=about)
     route = tracers.span(
         ROUTER, "route", begin, end, parent=client, kind=SpanKind.SERVER, attributes=_routing(run, row)
     )
@@ -129,11 +128,11 @@ def _lost(run: Run, row: Row, events: list[Row], tracers: Tracers) -> None:
     known = [begin, row["first_scheduled"], row["first_token"]]
     known += [_interval(event)[1] for event in events]
     end = max(moment for moment in known if moment is not None)
-    name, status = f"{_OPERATION} {model_name(run, row.get('site'))}", row["status"]
+    status = row["status"]
     happened = [(event["kind"], event["time"], _about(event)) for event in events]
     about = _asked(run, row) | {error.ERROR_TYPE: status}
     client = tracers.span(
-        CLIENT, name, begin, end, kind=SpanKind.CLIENT, attributes=about, events=happened, error=status
+        CLIENT, _name(run, row), begin, end, kind=SpanKind.CLIENT, attributes=about, events=happened, error=status
     )
     tracers.span(
         ROUTER,
@@ -149,6 +148,11 @@ def _lost(run: Run, row: Row, events: list[Row], tracers: Tracers) -> None:
 
 def _model(run: Run, row: Row) -> str:
     return model_name(run, row.get("site"))
+
+
+def _name(run: Run, row: Row) -> str:
+    """Of the client's span."""
+    return f"{_OPERATION} {_model(run, row)}"
 
 
 def _asked(run: Run, row: Row) -> Attributes:

@@ -38,20 +38,18 @@ class Tracers:
         """Nanoseconds since 1970; the order of moments is kept."""
         return self._epoch + round(moment * _NANOSECONDS)
 
-    def service(self, name: str, resource: Attributes) -> str:
-        """A service of that name and resource may have spans from now on; returns the name."""
-        if name not in self._tracers:
-            provider = TracerProvider(
-                sampler=ALWAYS_ON,
-                resource=Resource(resource),
-                shutdown_on_exit=False,
-                id_generator=self._ids,
-                span_limits=_LIMITS,
-            )
-            tracer = provider.get_tracer("simctl", version("simctl"))
-            assert isinstance(tracer, Tracer)
-            self._tracers[name] = tracer
-        return name
+    def service(self, name: str, resource: Attributes) -> None:
+        """A service of that name and resource may have spans from now on."""
+        provider = TracerProvider(
+            sampler=ALWAYS_ON,
+            resource=Resource(resource),
+            shutdown_on_exit=False,
+            id_generator=self._ids,
+            span_limits=_LIMITS,
+        )
+        tracer = provider.get_tracer("simctl", version("simctl"))
+        assert isinstance(tracer, Tracer)
+        self._tracers[name] = tracer
 
     def span(
         self,

@@ -48,7 +48,7 @@ def write_traces(
     for number in sorted({*numbers, *requests["replica"].to_list()}):
         tracers.service(engine_service(number), _resource(engine, number, numbers.get(number, {}), fleet))
     engines = add_request_spans(run, requests, tracers, seed)
-    with_steps = [row for row in replicas if len(run.steps)]
+    with_steps = replicas if len(run.steps) else []
     written, there = add_step_spans(run, with_steps, engines, tracers, seed, most_steps)
     write_otlp(tracers.spans, path)
     return WrittenTraces(len(requests), len(run.requests), written, there, len(tracers.spans))

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 from session_workloads import conversations, retaining
+from short_traces import trace_of
+from step_sums import single_steps
 
 from calibrate.model import load_model
 from sim.engine.config import EngineConfig
@@ -29,23 +31,13 @@ aborts = st.lists(
 )
 
 
-def single_steps(run: EngineRun) -> dict[str, int]:
-    steps = run.steps
-    return {
-        "steps": int(steps["steps"].sum()),
-        "decoded": int((steps["steps"] * steps["decode_seqs"]).sum()),
-        "prefilled": int(steps["prefill_tokens"].sum()),
-        "preempted": int(steps["preempted"].sum()),
-    }
-
-
 def assert_leap_equals_step(
     trace: pl.DataFrame, config: EngineConfig, times: Any, gone: Aborts, **options: Any
 ) -> EngineRun:
     leapt, stepped = (run_engine(trace, config, times, leap=leap, aborts=gone, **options) for leap in (True, False))
     assert leapt.times == stepped.times
     assert leapt.finished == stepped.finished
-    assert single_steps(leapt) == single_steps(stepped)
+    assert single_steps(leapt.steps) == single_steps(stepped.steps)
     for column in ("start", "end"):
         assert set(leapt.steps[column]) <= set(stepped.steps[column])
     for run in (leapt, stepped):
@@ -104,7 +96,7 @@ def test_leap_equals_step_where_sessions_keep_blocks(data: st.DataObject, trace:
 def memory_costs(config: EngineConfig, kv: str) -> Callable[[EventRecorder], StepCosts]:
     def make(events: EventRecorder) -> StepCosts:
         given = MemorySettings(kv=kv, device_bytes=1 << 30, malloc_seconds=1e-4, free_seconds=2e-4, restart_seconds=1.0)
-        memory = DeviceMemory(given, load_model("tiny-llama"), 1, 0, events, lambda plan: tokens_of(plan))
+        memory = DeviceMemory(given, load_model("tiny-llama"), 1, 0, events, tokens_of)
         host = HostWork(HostWorkSettings(per_running=1e-4, per_session=1e-3, forget_after=0.3), 0, events, memory)
         costs = StepCosts([host, memory])
         costs.parts = host, memory  # type: ignore[attr-defined]
@@ -126,12 +118,6 @@ def test_costs_of_steps_forget_who_has_gone(config: EngineConfig, trace: pl.Data
     assert not host._busy
     if memory._grown is not None:
         assert memory._grown.tokens == 0 and not memory._grown._tensors and not memory._grown._decoding
-
-
-def trace_of(*requests: tuple[float, int, int]) -> pl.DataFrame:
-    arrival, prompt, output = zip(*requests, strict=True)
-    columns = {"arrival": arrival, "prompt_tokens": prompt, "output_tokens": output}
-    return pl.DataFrame({"request_id": range(len(requests)), **columns})
 
 
 @pytest.mark.parametrize("leap", [True, False])

@@ -8,6 +8,7 @@ from engine_workloads import LinearStepTimes, traces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+from short_traces import trace_of
 
 from sim.engine.config import EngineConfig
 from sim.fleet.equal_replicas import equal_replicas
@@ -23,13 +24,6 @@ def run(
 ) -> FleetRun:
     config = EngineConfig.model_validate({"kv_blocks": 1000} | limits | {"async_scheduling": ahead})
     return equal_replicas(trace, config, times, leap=leap).run()
-
-
-def trace_of(*requests: tuple[float, int, int]) -> pl.DataFrame:
-    """Each (arrival, prompt tokens, output tokens)."""
-    arrival, prompt, output = zip(*requests, strict=True)
-    columns = {"arrival": arrival, "prompt_tokens": prompt, "output_tokens": output}
-    return pl.DataFrame({"request_id": range(len(requests)), **columns})
 
 
 @settings(max_examples=40)

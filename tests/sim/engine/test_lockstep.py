@@ -7,6 +7,8 @@ from group_step_times import GroupStepTimes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+from short_traces import trace_of
+from step_sums import check_that_nothing_is_lost
 
 from calibrate.batch import Batch
 from sim.engine.config import EngineConfig
@@ -30,13 +32,6 @@ def run(
     return equal_replicas(trace, config, times or GroupStepTimes(), replicas=replicas, leap=leap).run()
 
 
-def trace_of(*requests: tuple[float, int, int]) -> pl.DataFrame:
-    """Each (arrival, prompt tokens, output tokens)."""
-    arrival, prompt, output = zip(*requests, strict=True)
-    columns = {"arrival": arrival, "prompt_tokens": prompt, "output_tokens": output}
-    return pl.DataFrame({"request_id": range(len(requests)), **columns})
-
-
 def groups(config: EngineConfig, engines: int) -> EngineConfig:
     return config.model_copy(update={"data_parallel": engines})
 
@@ -57,24 +52,8 @@ def test_leap_equals_step(config: EngineConfig, trace: pl.DataFrame, engines: in
 @given(configs(), traces(id_tokens=16), st.integers(2, 3))
 def test_nothing_is_lost(config: EngineConfig, trace: pl.DataFrame, engines: int) -> None:
     result = run(trace, groups(config, engines))
-    requests, steps = result.requests, result.steps
-    assert requests["status"].to_list() == ["finished"] * len(trace)
-    for earlier, later in (
-        ("arrival", "first_scheduled"),
-        ("first_scheduled", "first_token"),
-        ("first_token", "finish"),
-    ):
-        assert (requests[earlier] <= requests[later]).all()
-    assert (steps["start"].to_numpy()[1:] >= steps["end"].to_numpy()[:-1]).all()
-    assert (steps["running"] <= engines * config.max_num_seqs).all()
-    assert (steps["kv_blocks"] <= engines * config.kv_blocks).all()
-    assert (steps["prefill_tokens"] + steps["decode_seqs"] <= engines * config.max_num_batched_tokens).all()
-    assert steps["kv_blocks"][-1] == 0
-    if not requests["preemptions"].sum():
-        decoded = int((steps["steps"] * steps["decode_seqs"]).sum())
-        assert decoded == int(trace["output_tokens"].sum()) - len(trace)
-        cached = int(requests["cached_tokens"].sum())
-        assert int(steps["prefill_tokens"].sum()) == int(trace["prompt_tokens"].sum()) - cached
+    check_that_nothing_is_lost(trace, config, result, engines)
+    assert (result.steps["start"].to_numpy()[1:] >= result.steps["end"].to_numpy()[:-1]).all()
 
 
 @settings(max_examples=60)

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipelined_step_times import PipelinedStepTimes
 from polars.testing import assert_frame_equal
+from short_traces import trace_of
 from simpy.events import NORMAL
+from step_sums import check_that_nothing_is_lost
 
 from ground.errors import UserError
 from ground.spec import check_spec
@@ -26,13 +28,6 @@ def run(trace: pl.DataFrame, config: EngineConfig, *, leap: bool = True, replica
 
 def staged(config: EngineConfig, stages: int) -> EngineConfig:
     return config.model_copy(update={"pipeline_parallel": stages, "swap_blocks": 0})
-
-
-def trace_of(*requests: tuple[float, int, int]) -> pl.DataFrame:
-    """Each (arrival, prompt tokens, output tokens)."""
-    arrival, prompt, output = zip(*requests, strict=True)
-    columns = {"arrival": arrival, "prompt_tokens": prompt, "output_tokens": output}
-    return pl.DataFrame({"request_id": range(len(requests)), **columns})
 
 
 @settings(max_examples=100, deadline=None)
@@ -124,24 +119,7 @@ def test_clients_that_go_and_engines_that_slow_down_and_stop_cut_a_leap_exactly(
 @given(configs(), traces(id_tokens=16), st.integers(2, 4))
 def test_nothing_is_lost(config: EngineConfig, trace: pl.DataFrame, stages: int) -> None:
     config = staged(config, stages)
-    result = run(trace, config)
-    requests, steps = result.requests, result.steps
-    assert requests["status"].to_list() == ["finished"] * len(trace)
-    for earlier, later in (
-        ("arrival", "first_scheduled"),
-        ("first_scheduled", "first_token"),
-        ("first_token", "finish"),
-    ):
-        assert (requests[earlier] <= requests[later]).all()
-    assert (steps["running"] <= config.max_num_seqs).all()
-    assert (steps["kv_blocks"] <= config.kv_blocks).all()
-    assert (steps["prefill_tokens"] + steps["decode_seqs"] <= config.max_num_batched_tokens).all()
-    assert steps["kv_blocks"][-1] == 0
-    if not requests["preemptions"].sum():
-        decoded = int((steps["steps"] * steps["decode_seqs"]).sum())
-        assert decoded == int(trace["output_tokens"].sum()) - len(trace)
-        cached = int(requests["cached_tokens"].sum())
-        assert int(steps["prefill_tokens"].sum()) == int(trace["prompt_tokens"].sum()) - cached
+    check_that_nothing_is_lost(trace, config, run(trace, config))
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipelined_step_times import PipelinedStepTimes
 from polars.testing import assert_frame_equal
+from step_sums import single_steps
 
 from sim.engine.config import EngineConfig
 from sim.engine.host_work import HostWork, HostWorkSettings
@@ -26,14 +27,7 @@ aborts = st.lists(st.tuples(instants, st.integers(0, 29)), max_size=6)
 
 
 def work(run: EngineRun) -> dict[str, Any]:
-    steps = run.steps
-    return {
-        "steps": int(steps["steps"].sum()),
-        "decoded": int((steps["steps"] * steps["decode_seqs"]).sum()),
-        "prefilled": int(steps["prefill_tokens"].sum()),
-        "preempted": int(steps["preempted"].sum()),
-        "last": steps["end"].max(),
-    }
+    return {**single_steps(run.steps), "last": run.steps["end"].max()}
 
 
 def both(trace: pl.DataFrame, config: EngineConfig, times: Any, **options: Any) -> tuple[EngineRun, EngineRun]:

@@ -43,7 +43,7 @@ def test_every_request_ends_once_whatever_comes_and_goes(
     config = PLAIN.model_copy(update={"max_num_seqs": 2})
     if scaler["policy"] == "hpa":
         replicas = max(1, replicas)  # at zero it is disabled
-    made = fleet(trace, scaler, cold, replicas, config)
+    made = fleet(trace, scaler, cold=cold, replicas=replicas, config=config)
     ended: list[int] = []
     told = made._ended
     pool_told = made.service._on_end

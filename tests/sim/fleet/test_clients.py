@@ -4,24 +4,15 @@ from typing import Any
 
 import polars as pl
 import pytest
-from engine_workloads import LinearStepTimes, configs, traces
+from constant_steps import CONSTANT, PLAIN, STEP
+from engine_workloads import configs, traces
 from failing_fleets import run_failing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+from short_traces import trace_of
 
 from sim.engine.config import EngineConfig
-
-STEP = 0.125
-CONSTANT = LinearStepTimes(base=STEP, per_token=0.0, per_kv=0.0)
-PLAIN = EngineConfig(kv_blocks=10_000, enable_prefix_caching=False)
-
-
-def trace_of(*requests: tuple[float, int, int]) -> pl.DataFrame:
-    """Each (arrival, prompt tokens, output tokens)."""
-    arrival, prompt, output = zip(*requests, strict=True)
-    columns = {"arrival": arrival, "prompt_tokens": prompt, "output_tokens": output}
-    return pl.DataFrame({"request_id": range(len(requests)), **columns})
 
 
 @settings(max_examples=36, deadline=None)

@@ -210,11 +210,11 @@ def test_no_node_has_more_than_its_gpus_and_nobody_waits_who_has_room(
         for node in made:
             used = [number for number in there if nodes._of.get(number) is node]
             assert node.free == gpus - per_replica * len(used) >= 0
-        assert most is None or nodes.count <= most
+        assert most is None or len(nodes._nodes) <= most
         waiting = [number for number, _, _ in nodes._queue]
         assert waiting == [number for number in there if number not in nodes._of]  # in the order in which they came
         if waiting:
-            assert nodes.count == most
+            assert len(nodes._nodes) == most
             assert all(node.free < per_replica for node in nodes._nodes.values())
 
     def act(come: bool, which: int) -> None:

@@ -5,11 +5,13 @@ from typing import Any
 
 import polars as pl
 import pytest
-from engine_workloads import LinearStepTimes, configs, traces
+from constant_steps import CONSTANT, PLAIN, STEP
+from engine_workloads import configs, traces
 from failing_fleets import failure_settings, run_failing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from short_traces import trace_of
 
 from ground.errors import UserError
 from sim.engine.config import EngineConfig
@@ -18,16 +20,6 @@ from sim.fleet.reliability.failure_settings import FailureSettings
 from sim.fleet.reliability.failures import Failures
 from sim.fleet.world import World
 from sim.results.recorder import RequestRecorder
-
-STEP = 0.125
-CONSTANT = LinearStepTimes(base=STEP, per_token=0.0, per_kv=0.0)
-PLAIN = EngineConfig(kv_blocks=10_000, enable_prefix_caching=False)
-
-
-def trace_of(*requests: tuple[float, int, int]) -> pl.DataFrame:
-    arrival, prompt, output = zip(*requests, strict=True)
-    columns = {"arrival": arrival, "prompt_tokens": prompt, "output_tokens": output}
-    return pl.DataFrame({"request_id": range(len(requests)), **columns})
 
 
 def crash(at: float, **more: Any) -> dict[str, Any]:
@@ -129,6 +121,20 @@ def test_random_crashes_come_at_their_rate(seed: int) -> None:
     crashes = run.events.filter(kind="crashed")
     assert abs(len(crashes) - 40) <= 4 * 40**0.5
     assert len(run.replicas) == len(crashes) + 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000))
+def test_nothing_fails_once_all_requests_have_ended(seed: int) -> None:
+    """A repair that takes long is no reason for more failures, which would need repairs in their turn."""
+    failures = {
+        "script": [{"kind": "slow", "at": 0.0, "factor": 2.0, "duration": 100.0}],
+        "random": [{"kind": "slow", "mtbf": 1.0, "factor": 3.0, "duration": 0.5}],
+    }
+    run = run_failing(trace_of((0.0, 10, 20), (4.0, 10, 20)), PLAIN, times=CONSTANT, failures=failures, seed=seed).run
+    again = run.events.filter(kind="slowed", detail="steps take 3 times as long")
+    assert (again["time"] <= run.requests["finish"].max()).all()
+    assert run.events["time"].max() == 100.0
 
 
 @settings(max_examples=36, deadline=None)

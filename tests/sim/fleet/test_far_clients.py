@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from math import inf
 
-import polars as pl
 import pytest
+from constant_steps import CONSTANT, PLAIN, STEP
 from engine_workloads import LinearStepTimes
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from short_traces import trace_of
 
-from sim.engine.config import EngineConfig
 from sim.engine.request import Request
 from sim.fleet.fleet import Fleet, FleetRun
 from sim.fleet.links.network import Network
@@ -24,9 +24,6 @@ from sim.fleet.replica import ReplicaKind
 from sim.fleet.service import Service
 from sim.fleet.world import OnEnd, World
 
-PLAIN = EngineConfig(kv_blocks=10_000, enable_prefix_caching=False)
-STEP = 0.125
-CONSTANT = LinearStepTimes(base=STEP, per_token=0.0, per_kv=0.0)
 # An abandoned connection would be opened anew for the next request, and so be felt by it.
 MESH = MeshSettings.model_validate({"multiplexed": True})
 
@@ -65,9 +62,7 @@ def run(
         before.serve_by(whole(before.ended))
         return before
 
-    prompt, output = zip(*sizes, strict=True)
-    columns = {"arrival": [20.0 * number for number in range(len(sizes))], "prompt_tokens": prompt}
-    trace = pl.DataFrame({"request_id": range(len(sizes)), **columns, "output_tokens": output})
+    trace = trace_of(*((20.0 * number, *size) for number, size in enumerate(sizes)))
     return Fleet(trace, make, leap=leap).run(), came
 
 

@@ -64,6 +64,7 @@ def run(
     streamed: bool = True,
     gone: dict[int, float] | None = None,
     sheds: bool = False,
+    when_gone: Callable[[Clock], None] = lambda _: None,
 ) -> tuple[World, Waiter, list[tuple[Request, str, float]]]:
     """Requests of (time, prompt tokens) and 10 output tokens, a byte a token; `gone`: which client goes when."""
     here = world()
@@ -78,6 +79,11 @@ def run(
 
     hop = Hop(here, route, inner, lambda request, status: ended.append((request, status, clock.now)))
 
+    def leave(request: Request) -> None:
+        if not any(request is one for one, *_ in ended):
+            hop.abort(request)
+            when_gone(clock)
+
     def at(time: float, call: Callable[[], None]) -> None:
         clock.at(time, NORMAL).callbacks.append(lambda _: call())
 
@@ -85,10 +91,7 @@ def run(
         request = Request(number, time, tokens, 10)
         at(time, lambda request=request: hop.submit(request))
         if gone and number in gone:
-            at(
-                gone[number],
-                lambda request=request: None if any(request is one for one, *_ in ended) else hop.abort(request),
-            )
+            at(gone[number], lambda request=request: leave(request))
     clock.run_out()
     assert not hop._going and not hop._coming
     return here, made[0], ended
@@ -120,6 +123,13 @@ def test_requests_that_are_sent_at_once_share_the_way_up() -> None:
 def test_to_be_turned_away_takes_a_round_trip() -> None:
     _, _, ended = run([(1.0, 10)], rtt=0.4, sheds=True)
     assert [(status, at) for _, status, at in ended] == [(SHED, pytest.approx(1.4))]
+
+
+@pytest.mark.parametrize("gone", [0.1, 0.25 + SERVED + 0.1])
+def test_nobody_waits_for_what_is_on_its_way_to_or_from_a_client_that_has_gone(gone: float) -> None:
+    quiet: list[bool] = []
+    run([(0.0, 10)], rtt=0.5, gone={0: gone}, when_gone=lambda clock: quiet.append(clock.quiet))
+    assert quiet == [True]
 
 
 @settings(max_examples=200, deadline=None)

@@ -85,15 +85,22 @@ def test_proxies_add_what_was_measured(p90: float, p99: float) -> None:
     for number in range(40_000):
         request = Request(number, 0.0, 1, 1)
         mesh.go(request, lambda: None)
-        back = mesh.back(request)
-        assert back.first == back.last
-        added.append(2 * back.last)
+        added.append(2 * mesh.back(request).seconds)
     assert np.percentile(added, 90) == pytest.approx(p90, rel=0.02)
     assert np.percentile(added, 99) == pytest.approx(p99, rel=0.04)
     assert mesh.connections.opened == 1
     again = Mesh(clock, MeshSettings(latency=ProxyLatency(p90=p90, p99=p99)), seed=1)
     again.go(Request(0, 0.0, 1, 1), lambda: None)
-    assert 2 * again.back(Request(0, 0.0, 1, 1)).last == added[0]
+    assert 2 * again.back(Request(0, 0.0, 1, 1)).seconds == added[0]
+
+
+def test_nobody_waits_for_a_request_that_turned_back() -> None:
+    clock = Clock()
+    mesh = Mesh(clock, MeshSettings(handshake_seconds=1.0), seed=1)
+    _, turn_back = mesh.go(Request(0, 0.0, 1, 1), lambda: pytest.fail("it turned back"))
+    turn_back()
+    assert clock.quiet
+    clock.run_out()
 
 
 def test_percentiles_must_rise() -> None:

@@ -179,6 +179,33 @@ def test_a_link_that_stands_still_goes_on_where_it_stopped() -> None:
     assert run.ends == [6.0]
 
 
+def test_nobody_waits_for_an_end_that_was_put_forward() -> None:
+    clock = Clock()
+    network, quiet = Network(clock), []
+    link = network.link("one", 10.0, 5.0)
+    network.transfer((link,), 100, lambda: quiet.append(clock.quiet))
+    link.degrade(1e-3)
+    link.degrade(1.0)
+    clock.run_out()
+    assert quiet == [True]
+
+
+@pytest.mark.parametrize("time", [2.0, 12.0])
+def test_nobody_waits_for_a_cancelled_transfer(time: float) -> None:
+    """While it sends, and while its last byte is on its way."""
+    clock = Clock()
+    network, quiet = Network(clock), []
+    transfer = network.transfer((network.link("one", 10.0, 5.0),), 100, lambda: pytest.fail("it was cancelled"))
+
+    def cancel() -> None:
+        network.cancel(transfer)
+        quiet.append(clock.quiet)
+
+    clock.at(time, NORMAL).callbacks = [lambda _: cancel()]
+    clock.run_out()
+    assert quiet == [True]
+
+
 def test_a_port_counts_its_latency_once() -> None:
     clock = Clock()
     network = Network(clock)

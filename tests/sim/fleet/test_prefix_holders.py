@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+from prefix_matches import longest
 
 from sim.fleet.routers.prefix_holders import PrefixHolders
 
@@ -34,5 +35,5 @@ def test_of_the_longest_matches_the_least(there: list[set[int]], leave: set[int]
     best = [place for place, match in enumerate(matches) if match == max(matches)]
     values = data.draw(st.lists(st.integers(0, 3), min_size=len(members), max_size=len(members)))
     assert holders.matches(ids) == matches
-    assert holders.longest(ids) == (max(matches), best)
+    assert longest(holders, ids, len(members)) == (max(matches), best)
     assert holders.least_of_longest(ids, values) == (max(matches), min(best, key=values.__getitem__))

@@ -29,7 +29,7 @@ def test_news_arrive_in_order_and_as_late_as_told_naively(story: list[tuple[floa
         clock.at(clock.now + gap, 1)
         clock.run_out()
         if tells:
-            news.tell(lambda *what: heard.append(what), number, "news")
+            news.late(lambda *what: heard.append(what))(number, "news")
             told.append((clock.now, (number, "news")))
         else:
             news.hear()

@@ -9,6 +9,7 @@ import pytest
 from engine_workloads import LinearStepTimes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prefix_matches import longest
 from told_routers import Told, make, prompt
 
 from sim.engine.config import EngineConfig
@@ -177,8 +178,8 @@ def test_what_was_sent_is_known_as_had_each_replica_a_list(story: list[tuple], b
             ids = step[1]
             matches = naive.matches(ids)
             assert sent.matches(ids) == matches
-            longest = max(matches)
-            assert sent.longest(ids) == (longest, [i for i, match in enumerate(matches) if match == longest])
+            best = [i for i, match in enumerate(matches) if match == max(matches)]
+            assert longest(sent, ids, len(replicas)) == (max(matches), best)
             place = step[2] % len(replicas)
             sent.remember(place, prompt(*ids))
             naive.remember(place, ids)
@@ -200,7 +201,7 @@ def test_a_bit_given_back_remembers_nothing() -> None:
     holders.add(1, 7)
     holders.remove(0, 7)
     holders.members([1, 2])
-    assert holders.matches([7]) == [1, 0] and holders.longest([7, 8]) == (1, [0])
+    assert holders.matches([7]) == [1, 0] and longest(holders, [7, 8], 2) == (1, [0])
     holders.add(2, 8)
     assert holders.matches([7, 8]) == [1, 0] and holders.matches([8]) == [0, 1]
 

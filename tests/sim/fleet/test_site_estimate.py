@@ -85,6 +85,16 @@ def test_prompts_are_worked_off_and_errors_forgotten() -> None:
     assert site.latency(asked, TASK) == pytest.approx(alone + 19 * (0.05 - TIMES.step([], 1, 0)))
 
 
+def test_an_answer_that_came_whole_tells_nothing_of_its_tokens() -> None:
+    site = estimate(Clock())
+    asked, whole = Request(9, 0.0, 50, 20), Request(0, 0.0, 64, 20)
+    before = site.cost(asked, TASK)
+    site.sent(whole, TASK)
+    whole.first_token = whole.finish = 3.0
+    site.ended(whole)
+    assert site.cost(asked, TASK) == before
+
+
 def test_the_mean_of_a_class_is_learned() -> None:
     expected = ExpectedOutput(lambda name: 7)
     assert expected("a") == 7

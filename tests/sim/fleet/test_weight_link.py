@@ -1,6 +1,7 @@
 """Copies over a shared link end when a fluid that is shared equally would have filled them."""
 
 from fractions import Fraction
+from math import inf
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +14,7 @@ from sim.fleet.links.shared_link import SharedLink
 COPIES = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 100)), min_size=1, max_size=25)
 
 
-def copy_all(copies: list[tuple[int, int]], bandwidth: float | None) -> list[float]:
+def copy_all(copies: list[tuple[int, int]], bandwidth: float) -> list[float]:
     """When each of the copies of (quarter seconds, bytes) ended."""
     clock = Clock()
     link = SharedLink(clock, bandwidth)
@@ -66,4 +67,4 @@ def test_equal_copies_end_together(count: int, size: int, bandwidth: float) -> N
 
 @given(COPIES)
 def test_without_a_limit_copies_take_no_time(copies: list[tuple[int, int]]) -> None:
-    assert copy_all(copies, None) == [quarters / 4 for quarters, _ in copies]
+    assert copy_all(copies, inf) == [quarters / 4 for quarters, _ in copies]

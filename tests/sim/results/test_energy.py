@@ -118,12 +118,12 @@ def test_cost_is_each_replicas_time_at_its_price(replicas: pl.DataFrame, prices:
     paid = cost.with_paid(replicas, 1.0, float(last))
     assert paid["cost"].sum() == pytest.approx(total)
     finished = pl.DataFrame({"prompt_tokens": [100, 300], "output_tokens": [10, 90]})
-    found = cost.compute(total, finished, finished[:1], replicas, 1.0, float(last))
+    found = cost.compute(total, finished, finished[:1], paid)
     assert found["per_million_output_tokens"] == pytest.approx(total / 100 * 1e6)
     assert found["per_million_tokens"] == pytest.approx(total / 500 * 1e6)
     assert (found["per_request"], found["per_good_request"]) == pytest.approx((total / 2, total))
     assert sum(found["pools"].values()) == pytest.approx(total) and "sites" not in found
-    empty = cost.compute(total, finished[:0], finished[:0], None, None, None)
+    empty = cost.compute(total, finished[:0], finished[:0], None)
     assert {name: value for name, value in empty.items() if value is not None} == {"total": total}
 
 

@@ -121,6 +121,13 @@ def test_a_pool_with_another_preset_has_that_one_s_defaults() -> None:
     assert prefill.engine == chosen.engine and prefill.profile == "datasheet:l40s"
 
 
+def test_gpus_are_counted_by_a_pool_s_engine_as_it_is_read() -> None:
+    """What is given as text is a number where it is used."""
+    given = {key: {**site, "engine": {"tensor_parallel": "2"}} for key, site in SITES.items()}
+    chosen = scenario({"sites": given})
+    assert chosen.gpus == simulate(chosen).metrics["gpus"] == 6
+
+
 @pytest.mark.parametrize("policy", ["fixed", "deadline_aware", "cost_aware", "load_aware"])
 def test_placement_from_scenario_to_metrics(policy: str) -> None:
     classes = {"inspection": {"request_bytes": 100_000, "site": "edge"}, "logs": {"deadline": 4.0, "site": "central"}}
