@@ -14,6 +14,7 @@ from typing import Any
 from calibrate.model import ModelShape, load_model
 from ground.assumption import Assumption
 from ground.errors import UserError
+from ground.whole_file import whole_file
 from sim.engine.config import EngineConfig
 from sim.results.folder import Run, write_run
 from sim.results.metrics import compute
@@ -210,9 +211,8 @@ def _write(
         "lateness": asdict(recording.lateness),
         "failures": dict(recording.failures),
     }
-    partial = folder / f".{_MEASUREMENT}.partial"
-    partial.write_text(json.dumps(measurement, indent=2) + "\n", encoding="utf-8")
-    partial.rename(folder / _MEASUREMENT)
+    with whole_file(folder / _MEASUREMENT) as partial:
+        partial.write_text(json.dumps(measurement, indent=2) + "\n", encoding="utf-8")
 
 
 def is_measured(folder: Path) -> bool:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ground.whole_file import whole_file
 from sim.results.folder import Run
 from validate.comparison import Comparison, compare
 from validate.ranking import Ranking, ranking
@@ -55,9 +56,8 @@ class Validation:
 
     def write_json(self, path: Path) -> None:
         """Write the file whole or not at all."""
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(self.as_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(self.as_json(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def worst(latenesses: Sequence[Lateness]) -> Lateness | None:

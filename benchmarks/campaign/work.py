@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ground.whole_file import whole_file
+
 # Tests run on a CPU: everything is as small as can be, and the same code.
 MODELS = {"cpu": "tiny-llama", "cuda": "Llama-3.1-8B"}
 _OWN_MODELS = Path(__file__).parent / "models"
@@ -78,6 +80,5 @@ def free_memory(device: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

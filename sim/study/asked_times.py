@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from calibrate.latency import StepLatency
+from calibrate.uncounted import uncounted
 
 
 class AskedTimes:
@@ -13,8 +14,5 @@ class AskedTimes:
 
     def step(self, prefills: Sequence[tuple[int, int]], decodes: int, kv_tokens: int) -> float:
         """As `StepLatency.step`."""
-        counted = self._times.extrapolated.copy()
-        seconds = self._times.step(prefills, decodes, kv_tokens)
-        self._times.extrapolated.clear()
-        self._times.extrapolated.update(counted)
-        return seconds
+        with uncounted(self._times.extrapolated):
+            return self._times.step(prefills, decodes, kv_tokens)
