@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo slowdown fleet test lint types unit fresh-draws bench clean
+.PHONY: install demo slowdown fleet policies test lint types unit fresh-draws bench clean
 .DELETE_ON_ERROR:
 
 install: .venv/.installed
@@ -10,7 +10,7 @@ install: .venv/.installed
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,client,forecast,telemetry,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[torch,client,forecast,telemetry,search,ray,dev]'
 	touch $@
 
 # Calibrate on this CPU, sweep a study with the result, replay its winner and its baseline on the real engine.
@@ -27,6 +27,19 @@ slowdown: install
 # Policies of a fleet side by side: scaling, routing, disaggregation, placement, model caches, failures.
 fleet: install
 	$(BIN)/python examples/fleet/run.py -o runs/fleet --force
+
+# Batching, pruning and offload: train a small model, measure its kernels and what pruning costs its answers, search each
+# study, and replay the winners on the real engine.
+STUDIES := windows batching_bursts batching_conversation pruning offload
+policies: install
+	rm -rf runs/policies
+	$(BIN)/simctl validate train -o runs/policies/model
+	$(BIN)/simctl calibrate run --device cpu --threads 1 --pruning --model runs/policies/model/config.json -o runs/policies/profile
+	$(BIN)/simctl validate quality examples/policies/pruning.yaml -o runs/policies/quality
+	for study in $(STUDIES); do \
+	$(BIN)/simctl search examples/policies/$$study.yaml -o runs/policies/$$study || exit 1; done
+	$(BIN)/simctl validate winners $(STUDIES:%=runs/policies/%) --threads 1 --top 2 -o runs/policies/winners
+	$(BIN)/python examples/policies/speculation.py runs/policies/model runs/policies/profile
 
 test: lint types unit
 

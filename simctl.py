@@ -14,6 +14,12 @@ _COMMANDS = {
     ),
     "run": ("sim.commands", "run", "Simulate one scenario."),
     "sweep": ("sim.commands", "sweep", "Simulate a study: many scenarios over a parameter space."),
+    "search": ("sim.search_command", "search", "Look for the best settings of a scenario, under limits."),
+    "capacity": (
+        "sim.capacity_command",
+        "capacity",
+        "Find the largest rate that keeps the SLO, or the replicas for a rate.",
+    ),
     "forecast": ("sim.forecast_command", "forecast", "Predict a trace's load, and compare with what came."),
     "diagnose": ("sim.diagnose_command", "diagnose", "Say what the requests of a run waited for, by cause."),
     "telemetry": ("sim.telemetry_command", "telemetry", "Write a run as OpenMetrics text and OpenTelemetry spans."),

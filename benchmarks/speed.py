@@ -168,6 +168,7 @@ def measure_sweep(workers: int) -> dict[str, Any]:
     """A study of `SWEEP_POINTS` points from start to end, its folder written."""
     from sim.study.study import Study
     from sim.study.sweep import sweep
+    from sim.study.workers import LocalWorkers
 
     base = BASE | _synthetic(SWEEP_REQUESTS, 4)
     study = Study(
@@ -180,7 +181,8 @@ def measure_sweep(workers: int) -> dict[str, Any]:
     )
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        sweep(study, Path(folder) / "sweep", workers=workers)
+        with LocalWorkers(workers) as processes:
+            sweep(study, Path(folder) / "sweep", workers=processes)
         wall = time.perf_counter() - start
     used = resource.getrusage(resource.RUSAGE_CHILDREN if workers > 1 else resource.RUSAGE_SELF)
     variant = f"{workers} worker{'s' if workers > 1 else ''}"

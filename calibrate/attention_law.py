@@ -31,8 +31,9 @@ class AttentionLaw:
     chunk. Where it does not, prefills and decodes are kernel calls of their own and add up.
     """
 
-    def __init__(self, profile: Profile, layers: int, skew: Skew | None) -> None:
-        table = profile.table("attention")
+    def __init__(self, profile: Profile, layers: int, skew: Skew | None, table: pl.DataFrame | None = None) -> None:
+        """`table`: that of another kernel than the profile's own, with the same columns."""
+        table = profile.table("attention") if table is None else table
         self.prefill = _surface(
             profile, table.filter(pl.col("n_decode") == 0), ("prefill_chunk", "kv_prefill"), layers, prefill_work
         )

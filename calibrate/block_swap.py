@@ -6,6 +6,7 @@ neighbours in host memory cross the link in one copy.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,11 +24,26 @@ class Swap:
     """Blocks on their way: how many bytes, and what tells their arrival (None: they are there).
 
     `usable` comes as early or earlier: from then on a step may overwrite the blocks sent out, or read those fetched.
+    `begun`: it was their turn; `host_seconds`: what they took, where the host itself has copied them.
     """
 
     bytes: int
     arrived: torch.cuda.Event | None
     usable: torch.cuda.Event | None
+    begun: torch.cuda.Event | None = None
+    host_seconds: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the blocks have arrived."""
+        return self.arrived is None or self.arrived.query()
+
+    @property
+    def seconds(self) -> float | None:
+        """From their turn to their arrival; None while they are under way."""
+        if self.begun is None or self.arrived is None:
+            return self.host_seconds
+        return float(self.begun.elapsed_time(self.arrived)) / 1e3 if self.ended else None
 
     def before_compute(self) -> None:
         """Steps launched from now on begin when the device blocks are usable; the host does not wait."""
@@ -54,8 +70,10 @@ class BlockSwap:
         self._caches = [cache.view(decoder.padding_block + 1, -1) for cache in decoder.caches]
         values = self._caches[0].shape[1]
         pinned = self._stream is not None
-        self._host = torch.empty(host_blocks, len(self._caches), values, dtype=decoder.dtype, pin_memory=pinned)
+        self._host = torch.empty(host_blocks, len(self._caches), values, dtype=self._caches[0].dtype, pin_memory=pinned)
         self.block_bytes = self._host.element_size() * len(self._caches) * values
+        # The same memory, (host_blocks, block_bytes) of bytes, for who reads or writes it beside the device.
+        self.memory = self._host.view(torch.uint8).reshape(host_blocks, self.block_bytes).numpy()
 
     @torch.inference_mode()
     def swap_out(self, device_blocks: Sequence[int], host_blocks: Sequence[int]) -> Swap:
@@ -64,9 +82,10 @@ class BlockSwap:
         Raises:
             ValueError: the lists differ in length.
         """
-        steps = self._event()
+        steps, since = self._event(), time.perf_counter()
         gathered = None
         with self._on_stream(behind=steps):
+            begun = self._event()
             for on_device, on_host in self._parts(device_blocks, host_blocks):
                 blocks = self._indices(on_device)
                 staged = torch.stack([cache.index_select(0, blocks) for cache in self._caches], dim=1)
@@ -74,7 +93,7 @@ class BlockSwap:
                 for first, last in _runs(on_host):
                     target = self._host[on_host[first] : on_host[first] + last - first]
                     target.copy_(staged[first:last], non_blocking=True)
-            return Swap(len(device_blocks) * self.block_bytes, arrived=self._event(), usable=gathered)
+            return self._swap(len(device_blocks), since, arrived=self._event(), usable=gathered, begun=begun)
 
     @torch.inference_mode()
     def swap_in(self, host_blocks: Sequence[int], device_blocks: Sequence[int]) -> Swap:
@@ -83,8 +102,9 @@ class BlockSwap:
         Raises:
             ValueError: the lists differ in length.
         """
-        steps = self._event()
+        steps, since = self._event(), time.perf_counter()
         with self._on_stream(behind=None):
+            begun = self._event()
             for on_device, on_host in self._parts(device_blocks, host_blocks):
                 blocks = self._indices(on_device)
                 staged = self._caches[0].new_empty(len(on_host), *self._host.shape[1:])
@@ -97,7 +117,11 @@ class BlockSwap:
                 for layer, cache in enumerate(self._caches):
                     cache.index_copy_(0, blocks, staged[:, layer])
             arrived = self._event()
-            return Swap(len(device_blocks) * self.block_bytes, arrived=arrived, usable=arrived)
+            return self._swap(len(device_blocks), since, arrived=arrived, usable=arrived, begun=begun)
+
+    def _swap(self, blocks: int, since: float, **events: torch.cuda.Event | None) -> Swap:
+        seconds = None if self._stream is not None else time.perf_counter() - since
+        return Swap(blocks * self.block_bytes, host_seconds=seconds, **events)
 
     def _on_stream(self, *, behind: torch.cuda.Event | None) -> AbstractContextManager[object]:
         """The swaps' own stream, from here on behind an event of another one."""

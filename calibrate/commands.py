@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ def calibrate() -> None:
 )
 @click.option("--block-size", type=click.IntRange(1), default=16, show_default=True, help="Tokens in a KV block.")
 @click.option("--quick", is_flag=True, help="A coarse grid of a few seconds, not for predictions.")
+@click.option("--pruning", is_flag=True, help="Also time what only a pruned model runs, on a CPU.")
 @click.option("--force", is_flag=True, help="Replace the profile that is there.")
 @click.option("-o", "--out", type=click.Path(path_type=Path), required=True, help="Folder of the profile.")
 def run(
@@ -49,6 +51,7 @@ def run(
     threads: int,
     block_size: int,
     quick: bool,
+    pruning: bool,
     force: bool,
     out: Path,
 ) -> None:
@@ -61,6 +64,8 @@ def run(
     if collectives == (model is not None):
         found = "both --model and --collectives" if collectives else "neither --model nor --collectives"
         raise UserError(f"calibrate run: {found}; expected one of them")
+    if pruning and (collectives or device != "cpu"):
+        raise UserError("calibrate run: --pruning times what a CPU runs of a model; expected --device cpu and --model")
     shape = load_model(model) if model is not None else None
     if importlib.util.find_spec("torch") is None:
         raise UserError("calibrate run needs torch, which is not installed; expected: pip install 'simctl[torch]'")
@@ -71,12 +76,13 @@ def run(
             from calibrate.microbench.grid import cpu_grid, cuda_grid, quick_grid
             from calibrate.microbench.measure import measure
 
+            grid = quick_grid() if quick else cuda_grid() if device == "cuda" else cpu_grid()
             profile = measure(
                 shape,
                 device=device,
                 tp=tp,
                 threads=threads,
-                grid=quick_grid() if quick else cuda_grid() if device == "cuda" else cpu_grid(),
+                grid=replace(grid, pruning=pruning),
                 block_size=block_size,
                 out=out.absolute(),
                 force=force,

@@ -22,7 +22,7 @@ class CopyLaw:
 
     def __init__(self, profile: Profile, block_bytes: int, bandwidth: float | None = None) -> None:
         """`block_bytes` of one block, all layers; `bandwidth` in bytes/s stands in where nothing was measured."""
-        self._block_bytes = block_bytes
+        self.block_bytes = block_bytes
         if "copy" in profile.tables:
             table = profile.table("copy")
             self._out, self._into = _curve(table, "device_to_host"), _curve(table, "host_to_device")
@@ -34,8 +34,8 @@ class CopyLaw:
             self.assumption = Assumption("engine.host_bandwidth", bandwidth, "bytes/s", "user", note)
         else:
             raise UserError(
-                f"profile {profile.name}: holds no copies between device and host, which engine.swap_blocks needs; "
-                "expected a measured profile, or engine.host_bandwidth in bytes/s"
+                f"profile {profile.name}: holds no copies between device and host, which engine.swap_blocks, "
+                "kv_offload and weight_offload need; expected a measured profile, or engine.host_bandwidth in bytes/s"
             )
 
     def __call__(self, out: int, into: int) -> tuple[float, bool]:
@@ -44,7 +44,7 @@ class CopyLaw:
         seconds, inside = 0.0, True
         for curve, blocks in ((self._out, out), (self._into, into)):
             if blocks:
-                size = blocks * self._block_bytes
+                size = blocks * self.block_bytes
                 seconds += curve(size)
                 inside = inside and curve.covers(size)
         return seconds, inside

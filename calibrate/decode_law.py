@@ -63,22 +63,28 @@ class DecodeLaw:
             self.extrapolated,
         )
 
-    def count(self, kv_tokens: int, steps: int = 1) -> None:
-        """Count what lies outside the grid of so many steps in a row, the first of which reads `kv_tokens`."""
-        last = kv_tokens + (steps - 1) * self.decodes
+    def count(self, kv_tokens: int, steps: int = 1, full: int = 0) -> None:
+        """Count what lies outside the grid of so many steps in a row, the first of which reads `kv_tokens`; `full` of
+        the sequences read no more from step to step."""
+        growing = self.decodes - full
+        last = kv_tokens + (steps - 1) * growing
         if self.low <= kv_tokens and last <= self.high:
             return
         for kernel_class in self.outside:
             self.extrapolated[kernel_class] += steps
         if "attention" not in self.outside:
-            below = min(steps, max(0, ceil((self.attention.low - kv_tokens) / self.decodes)))
-            above = min(steps, max(0, ceil((last - self.attention.high) / self.decodes)))
+            if not growing:
+                self.extrapolated["attention"] += steps
+                return
+            below = min(steps, max(0, ceil((self.attention.low - kv_tokens) / growing)))
+            above = min(steps, max(0, ceil((last - self.attention.high) / growing)))
             if below + above:
                 self.extrapolated["attention"] += below + above
 
 
 class DecodeRun:
-    """Steps in a row that decode the same sequences, each with one more token a step; when does each of them end?
+    """Steps in a row that decode the same sequences, each with one more token a step, or some of them (the `full` ones)
+    with as many as before; when does each of them end?
 
     Between two grid points a step takes a constant longer than the one before, so n of them take
     n a + n (n - 1) b / 2: no step is visited. An instant is this sum since the run began, whether it is asked for at
@@ -90,6 +96,8 @@ class DecodeRun:
         "_behind",
         "_cell",
         "_first",
+        "_full",
+        "_growing",
         "_growth",
         "_kv_tokens",
         "_law",
@@ -98,27 +106,30 @@ class DecodeRun:
         "taken",
     )
 
-    def __init__(self, start: float, law: DecodeLaw, kv_tokens: int) -> None:
+    def __init__(self, start: float, law: DecodeLaw, kv_tokens: int, full: int = 0) -> None:
         """It begins at `start`; its first step reads `kv_tokens` cached tokens."""
         self._start = start
         self._kv_tokens = kv_tokens
         self.taken = 0  # steps
         self._law = law
+        self._full = full
+        self._growing = law.decodes - full
         self._enter(max(0, bisect_right(law.seconds.xs, kv_tokens) - 1), 0, 0.0)
 
     def _enter(self, cell: int, first: int, before: float) -> None:
         """Go to a cell of the law, which begins with step `first`, after `before` seconds."""
-        curve, decodes = self._law.seconds, self._law.decodes
+        curve, growing = self._law.seconds, self._growing
         xs, slope = curve.xs, curve.slopes[cell]
         self._cell, self._first, self._before = cell, first, before
         # The first step behind the cell, seconds of its first one, and half of what each takes longer than the last.
-        self._behind = ceil((xs[cell + 1] - self._kv_tokens) / decodes) if cell + 1 < len(xs) else inf
-        self._seconds = curve.ys[cell] + slope * (self._kv_tokens + first * decodes - xs[cell])
-        self._growth = slope * decodes / 2
+        self._behind = ceil((xs[cell + 1] - self._kv_tokens) / growing) if growing and cell + 1 < len(xs) else inf
+        self._seconds = curve.ys[cell] + slope * (self._kv_tokens + first * growing - xs[cell])
+        self._growth = slope * growing / 2
 
-    def goes_on(self, decodes: int, kv_tokens: int) -> bool:
+    def goes_on(self, decodes: int, kv_tokens: int, full: int = 0) -> bool:
         """Whether a step of such a batch is the next one of this run."""
-        return self._law.decodes == decodes and self._kv_tokens + self.taken * decodes == kv_tokens
+        same = self._law.decodes == decodes and self._full == full
+        return same and self._kv_tokens + self.taken * self._growing == kv_tokens
 
     def end(self, steps: int) -> float:
         """When `steps` more than were taken have ended."""
@@ -141,7 +152,7 @@ class DecodeRun:
     def take(self, steps: int) -> None:
         """So many more have run."""
         law = self._law
-        law.count(self._kv_tokens + self.taken * law.decodes, steps)
+        law.count(self._kv_tokens + self.taken * self._growing, steps, self._full)
         self.taken += steps
         while self.taken >= self._behind:
             self._enter(self._cell + 1, int(self._behind), self._sum(self._behind))
@@ -161,7 +172,7 @@ class DecodeRun:
 
     def _in_cell_of(self, steps: float) -> DecodeRun:
         """The same run, further on in the law: where the last of its first `steps` steps lies."""
-        run = DecodeRun(self._start, self._law, self._kv_tokens)
+        run = DecodeRun(self._start, self._law, self._kv_tokens, self._full)
         while steps > run._behind:
             run._enter(run._cell + 1, int(run._behind), run._sum(run._behind))
         return run
@@ -178,7 +189,7 @@ class SummedRun:
         self._ends = np.add.accumulate(seconds, out=seconds)
         self.taken = 0
 
-    def goes_on(self, decodes: int, kv_tokens: int) -> bool:
+    def goes_on(self, decodes: int, kv_tokens: int, full: int = 0) -> bool:
         """Never: a sum goes on from its last instant, so a new run gives the same bits."""
         return False
 

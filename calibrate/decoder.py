@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from calibrate.kernels.rotary_write import rotary_write
 from calibrate.kernels.sampling import greedy
 from calibrate.kernels.silu_mul import silu_mul
 from calibrate.model import ModelShape
-from calibrate.weights import DecoderWeights, load_weights, random_weights
+from calibrate.weights import DecoderWeights, LayerWeights, load_weights, random_weights
 from ground.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,12 +49,14 @@ class SequenceInput:
     `blocks` cover `start + len(tokens)` tokens; whole leading blocks may be shared with other sequences.
     With `previous` the single token is the one that this row of the batch launched before samples, and the one in
     `tokens` only holds its place: the host need not know it.
+    `samples`: of how many of its last tokens the next one is asked for, which verifies that many less one of them.
     """
 
     tokens: Sequence[int]
     start: int
     blocks: Sequence[int]
     previous: int | None = None
+    samples: int = 1
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,11 @@ class Layout:
     tokens: torch.Tensor  # [T]
     positions: torch.Tensor  # [T]
     slots: torch.Tensor  # [T], where each token's keys and values go
-    last: torch.Tensor  # [S], the index of each sequence's last token
+    last: torch.Tensor  # [N], the index of each token whose next one is sampled: mostly the last of each sequence
     attention: AttentionPlan | PagedPlan
     order: list[int]  # batch index of each packed sequence
     sources: torch.Tensor | None = None  # [T], which sampled token stands for the given one; -1: none
+    samples: Sequence[int] | None = None  # of each packed sequence; None: one of each
 
 
 class Launched:
@@ -77,10 +80,19 @@ class Launched:
     sequences its batch was padded, which it is without a GPU too; None where it was not.
     """
 
-    def __init__(self, sampled: torch.Tensor, order: Sequence[int], *, graph: bool, padded_to: int | None) -> None:
+    def __init__(
+        self,
+        sampled: torch.Tensor,
+        order: Sequence[int],
+        *,
+        graph: bool,
+        padded_to: int | None,
+        samples: Sequence[int] | None = None,
+    ) -> None:
         self.graph = graph
         self.padded_to = padded_to
         self._order = order
+        self._samples = samples  # of each packed sequence; None: one of each
         self._arrived: torch.cuda.Event | None = None
         if sampled.device.type == "cuda":
             self._host = torch.empty(sampled.shape, dtype=sampled.dtype, pin_memory=True)
@@ -92,12 +104,26 @@ class Launched:
 
     def tokens(self) -> list[int]:
         """The greedy next token of each sequence of the batch; waits until the step has ended."""
+        if self._samples is not None:
+            return [sampled[-1] for sampled in self.samples()]
         if self._arrived is not None:
             self._arrived.synchronize()
         tokens = [0] * len(self._order)
         for index, token in zip(self._order, self._host.tolist(), strict=True):
             tokens[index] = token
         return tokens
+
+    def samples(self) -> list[list[int]]:
+        """The greedy next token behind each of the `samples` last tokens of each sequence; waits likewise."""
+        if self._samples is None:
+            return [[token] for token in self.tokens()]
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        sampled = iter(self._host.tolist())
+        out: list[list[int]] = [[]] * len(self._order)
+        for index, count in zip(self._order, self._samples, strict=True):
+            out[index] = list(islice(sampled, count))
+        return out
 
 
 class Decoder:
@@ -136,13 +162,7 @@ class Decoder:
             if weights is not None
             else random_weights(model, self.device, dtype, seed)
         )
-        # Zeros, not empty memory: a padded position is read before it is masked, and NaN would survive the mask.
-        self.caches = [
-            torch.zeros(
-                (kv_blocks + 1) * block_size, 2, model.kv_heads, model.head_dim, device=self.device, dtype=dtype
-            )
-            for _ in range(model.layers)
-        ]
+        self.caches = self.new_caches((kv_blocks + 1) * block_size)
         self.sampled = torch.zeros(_MAX_SEQUENCES, dtype=torch.int64, device=self.device)
         self._sampled_at: list[int] = []  # where in `sampled` each row of the last batch has its token
         self.cos, self.sin = rotary_tables(model, self.device, dtype, model.max_context)
@@ -163,22 +183,26 @@ class Decoder:
         """Begin a step. Steps run in the order of their launches, so the next may be launched before this one ends.
 
         Raises:
-            UserError: more sequences than a step takes.
+            UserError: more sequences, or more samples of them, than a step takes.
             ValueError: `previous` is no row of the batch launched before, or stands for more than one token.
         """
         if len(batch) > _MAX_SEQUENCES:
             raise UserError(f"a step of {len(batch)} sequences; expected at most {_MAX_SEQUENCES}")
-        size, graph = None, False
+        size, graph, samples = None, False, None
         if self.graphs is not None and (size := self.graphs.size_for(batch)) is not None:
             order, graph = self.graphs.run(batch, size)
         else:
             layout = self.layout(batch)
             self.sample(layout)
-            order = layout.order
+            order, samples = layout.order, layout.samples
         self._sampled_at = [0] * len(order)
-        for place, index in enumerate(order):
-            self._sampled_at[index] = place
-        return Launched(self.sampled[: len(order)], order, graph=graph, padded_to=size)
+        if samples is None:
+            for place, index in enumerate(order):
+                self._sampled_at[index] = place
+            return Launched(self.sampled[: len(order)], order, graph=graph, padded_to=size)
+        for end, index in zip(accumulate(samples), order, strict=True):
+            self._sampled_at[index] = end - 1
+        return Launched(self.sampled[: sum(samples)], order, graph=graph, padded_to=size, samples=samples)
 
     def layout(self, batch: Sequence[SequenceInput]) -> Layout:
         """Pack a batch and plan its attention."""
@@ -189,11 +213,17 @@ class Decoder:
         ends = new.cumsum()
         positions = np.arange(new.sum()) + np.repeat(starts - ends + new, new)
         plan = self.plan(new.tolist(), (starts + new).tolist(), [sequence.blocks for sequence in packed])
+        samples = [one.samples for one in packed] if any(one.samples > 1 for one in packed) else None
+        last = ends - 1
+        if samples is not None:
+            if sum(samples) > _MAX_SEQUENCES:
+                raise UserError(f"a step that samples {sum(samples)} tokens; expected at most {_MAX_SEQUENCES}")
+            last = np.concatenate([np.arange(end - count, end) for end, count in zip(ends, samples, strict=True)])
         lists = [
             np.fromiter(chain.from_iterable(sequence.tokens for sequence in packed), np.int64, len(positions)),
             positions,
             self._slots(packed),
-            ends - 1,
+            last,
         ]
         places = self.sources(packed)
         if max(places, default=-1) >= 0:
@@ -207,6 +237,7 @@ class Decoder:
             attention=plan,
             order=order,
             sources=on_device[4] if len(on_device) > 4 else None,
+            samples=samples,
         )
 
     def _slots(self, packed: Sequence[SequenceInput]) -> np.ndarray:
@@ -287,34 +318,75 @@ class Decoder:
 
     def forward(self, layout: Layout) -> torch.Tensor:
         """The next token of each packed sequence, [S], on the device."""
-        model, weights, eps = self.model, self.weights, self.model.rms_eps
-        cos, sin = self.cos.index_select(0, layout.positions), self.sin.index_select(0, layout.positions)
+        x = self.hidden(layout)
+        if len(layout.last) < len(x):
+            x = x.index_select(0, layout.last)
+        return greedy(product(x, self.weights.lm_head, in_parts=False)[0])
+
+    @torch.inference_mode()
+    def logits(self, batch: Sequence[SequenceInput]) -> list[torch.Tensor]:
+        """Of every new token the logits of the one after it: [new tokens, vocab] a sequence. The cache is written."""
+        layout = self.layout(batch)
+        rows = product(self.hidden(layout), self.weights.lm_head, in_parts=False)[0].float()
+        parts = rows.split([len(batch[index].tokens) for index in layout.order])
+        by_index = dict(zip(layout.order, parts, strict=True))
+        return [by_index[index] for index in range(len(batch))]
+
+    def new_caches(self, slots: int) -> list[torch.Tensor]:
+        """Keys and values of every layer, each [slots, 2, kv_heads, head_dim].
+
+        Zeros, not empty memory: a padded position is read before it is masked, and NaN would survive the mask.
+        """
+        shape = (slots, 2, self.model.kv_heads, self.model.head_dim)
+        return [torch.zeros(shape, device=self.device, dtype=self.dtype) for _ in range(self.model.layers)]
+
+    def embedded(self, layout: Layout) -> torch.Tensor:
+        """The hidden state before the first layer, [T, hidden]."""
         tokens = layout.tokens
         if layout.sources is not None:
             sampled = self.sampled.index_select(0, layout.sources.clamp(min=0))
             tokens = torch.where(layout.sources < 0, tokens, sampled)
-        residual = embedding(tokens, weights.embedding)
+        return embedding(tokens, self.weights.embedding)
+
+    def hidden(self, layout: Layout) -> torch.Tensor:
+        """The normalised hidden state behind the last layer, [T, hidden]."""
+        weights, eps = self.weights, self.model.rms_eps
+        rotation = self.rotation(layout)
+        residual = self.embedded(layout)
         parts = torch.zeros_like(residual)[None]
         for layer, cache in zip(weights.layers, self.caches, strict=True):
             x = add_rmsnorm(parts, residual, layer.input_norm, eps)
-            # Heads that are normalised (Qwen3) must be whole before it.
-            normed = layer.query_norm is not None and layer.key_norm is not None
-            parts = product(x, layer.qkv_proj, in_parts=not normed)
-            qkv = parts.view(*parts.shape[:2], -1, model.head_dim)
-            if layer.query_norm is not None and layer.key_norm is not None:
-                self.qk_norm(qkv[0], layer.query_norm, layer.key_norm)
-            query = rotary_write(qkv, cos, sin, cache, layout.slots)
-            x = self.attention(query, cache, layout)
-            parts = product(x, layer.o_proj)
+            parts = product(self.attended(x, layer, cache, rotation, layout), layer.o_proj)
             x = add_rmsnorm(parts, residual, layer.post_norm, eps)
-            x, activated = gate_up_product(x, layer.gate_up_proj)
-            if not activated:
-                x = silu_mul(x)
-            parts = product(x, layer.down_proj)
-        x = add_rmsnorm(parts, residual, weights.final_norm, eps)
-        if len(layout.last) < len(x):
-            x = x.index_select(0, layout.last)
-        return greedy(product(x, weights.lm_head, in_parts=False)[0])
+            parts = self.mlp(x, layer)
+        return add_rmsnorm(parts, residual, weights.final_norm, eps)
+
+    def rotation(self, layout: Layout) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and signed sines of the new tokens' positions, each [T, 1, head_dim]."""
+        return self.cos.index_select(0, layout.positions), self.sin.index_select(0, layout.positions)
+
+    def attended(
+        self,
+        x: torch.Tensor,
+        layer: LayerWeights,
+        cache: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        layout: Layout,
+    ) -> torch.Tensor:
+        """What a layer's heads find, [T, hidden] → [T, features]; the new keys and values go into its cache."""
+        # Heads that are normalised (Qwen3) must be whole before it.
+        normed = layer.query_norm is not None and layer.key_norm is not None
+        parts = product(x, layer.qkv_proj, in_parts=not normed)
+        qkv = parts.view(*parts.shape[:2], -1, self.model.head_dim)
+        if layer.query_norm is not None and layer.key_norm is not None:
+            self.qk_norm(qkv[0], layer.query_norm, layer.key_norm)
+        query = rotary_write(qkv, *rotation, cache, layout.slots)
+        return self.attention(query, cache, layout)
+
+    def mlp(self, x: torch.Tensor, layer: LayerWeights) -> torch.Tensor:
+        """A layer's MLP, [T, hidden] → parts [P, T, hidden] to be summed."""
+        x, activated = gate_up_product(x, layer.gate_up_proj)
+        return product(x if activated else silu_mul(x), layer.down_proj)
 
     def qk_norm(self, qkv: torch.Tensor, query_norm: torch.Tensor, key_norm: torch.Tensor) -> None:
         """Normalise each query and key head of [T, heads + 2·kv_heads, head_dim] in place (Qwen3)."""

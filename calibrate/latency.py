@@ -13,10 +13,11 @@ from calibrate.attention_law import AttentionLaw, rows_over
 from calibrate.batch import Batch
 from calibrate.collective_law import Collectives
 from calibrate.copy_law import CopyLaw
-from calibrate.curve import Curve, Surface, add
+from calibrate.curve import Curve, Surface
 from calibrate.decode_law import DecodeLaw
 from calibrate.exchange import Exchange
 from calibrate.experts import ExpertsLaw
+from calibrate.layer_curves import summed
 from calibrate.links import collectives_of
 from calibrate.model import ModelShape
 from calibrate.parallelism import Parallelism
@@ -73,8 +74,8 @@ class StepLatency:
         self.model = model
         self.assumptions: list[Assumption] = [provenance(profile), *stand_ins(profile)]
         self.extrapolated: Counter[str] = Counter()
-        self.dense = _summed(profile, model, "dense", "tokens")
-        self.per_sequence = _summed(profile, model, "per_sequence", "sequences")
+        self.dense = summed(profile, model.calls(), "dense", "tokens")
+        self.per_sequence = summed(profile, model.calls(), "per_sequence", "sequences")
         self.skew = self._skew(profile, skew)
         self.attention = AttentionLaw(profile, model.layers, self.skew)
         self.prefill, self.decode = self.attention.prefill, self.attention.decode
@@ -111,7 +112,8 @@ class StepLatency:
             for new, _ in prefills:
                 tokens += new
             sequences, padded = decodes + len(prefills), _next_size(self._prefill_graph_sizes, tokens)
-            kernels = self._tokenwise(padded, sequences) + self._attention_of(prefills, decodes, kv_tokens, spread)
+            kernels = self._tokenwise(padded, sequences, decodes)
+            kernels += self._attention_of(prefills, decodes, kv_tokens, spread)
             if self.experts is not None:
                 kernels += self._shared(padded)
             host = self.host(sequences, tokens - sequences)
@@ -198,10 +200,20 @@ class StepLatency:
         """Tokens that a step computes, with those that pad it to the next captured graph."""
         return _next_size(self._prefill_graph_sizes if prefills else self._graph_sizes, tokens)
 
+    @property
+    def varies(self) -> bool:
+        """Whether some tokens of a step run token-wise kernels that others do not."""
+        return False
+
+    def varying(self, prefill_tokens: int, decodes: int) -> float:
+        """Seconds of those token-wise kernels that not all tokens of a step run; part of no curve of this object."""
+        return 0.0
+
     # The parts of a step.
 
-    def _tokenwise(self, padded: int, sequences: int) -> float:
-        """All of an engine's own kernels but attention, and what its tensor-parallel ranks exchange."""
+    def _tokenwise(self, padded: int, sequences: int, decodes: int = 0) -> float:
+        """All of an engine's own kernels but attention, and what its tensor-parallel ranks exchange. How many of the
+        tokens decode matters only where layers are pruned."""
         by_tokens = self._by_tokens.get(padded)
         if by_tokens is None:
             outside = not self.dense.covers(padded)
@@ -275,7 +287,7 @@ class StepLatency:
             outside.append("moe")
         host = self.host(decodes, 0)
         with uncounted(self.extrapolated):  # a law is no step: its steps are counted when they are asked for
-            fixed = self._tokenwise(padded, decodes) + self._shared(padded)
+            fixed = self._tokenwise(padded, decodes, decodes) + self._shared(padded)
         law = self._laws[decodes] = DecodeLaw(
             decodes,
             fixed if self.host_overlaps else fixed + host,
@@ -331,8 +343,12 @@ class StepLatency:
         note = f"each token reaches {self.model.experts_per_token} of {self.model.experts} experts, all equally likely"
         self.assumptions.append(Assumption("engine.routing", "uniform", "", "assumed", note))
         return ExpertsLaw(
-            profile.table("moe"), self.model, self.model.layers, ranks if self.parallelism.expert else 1, slices
+            profile.table("moe"), self.model, self._expert_layers(), ranks if self.parallelism.expert else 1, slices
         )
+
+    def _expert_layers(self) -> int:
+        """How many of the layers run their experts."""
+        return self.model.layers
 
     def _exchange_of(self, profile: Profile, given: Collectives | None) -> Exchange:
         parallelism = self.parallelism
@@ -379,22 +395,3 @@ def _check_match(profile: Profile, model: ModelShape, tp: int) -> None:
         raise UserError(
             f"profile {profile.name} of {model.name} is of tp = {profile.tp}; the scenario asks for tp = {tp}"
         )
-
-
-def _summed(profile: Profile, model: ModelShape, kernel_class: str, axis: str) -> Curve:
-    """One curve for a whole step: every layer of the class times its calls."""
-    table = profile.table(kernel_class)
-    curves = []
-    for call in model.calls():
-        if call.kernel_class == "moe":
-            profile.table("moe")  # says which profile and model lack it
-        if call.kernel_class != kernel_class:
-            continue
-        rows = table.filter(pl.col("layer") == call.layer).sort(axis)
-        if rows.is_empty():
-            raise UserError(
-                f"profile {profile.name}: kernel class {kernel_class} has no layer {call.layer}, "
-                f"which {model.name} runs"
-            )
-        curves.append((call.calls, Curve(rows[axis].to_list(), rows["seconds"].to_list())))
-    return add(curves)

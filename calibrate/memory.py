@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from calibrate.datasheet import find_device
+from calibrate.layer_use import LayerUse
 from calibrate.model import ModelShape
 from calibrate.pipeline_memory import StageMemory, stage_memories
 from calibrate.profile import Profile
@@ -81,6 +84,8 @@ def kv_block_count(
     *,
     data: int = 1,
     stages: int = 1,
+    use: LayerUse | None = None,
+    freed: int = 0,
 ) -> tuple[int, list[Assumption]]:
     """KV blocks of one rank, and every term of the sum; of a pipeline, on the stage that has room for fewest.
 
@@ -92,6 +97,8 @@ def kv_block_count(
         max_num_seqs: 256 is vLLM's default.
         data: engines that share the experts, of which each GPU then holds a smaller part.
         stages: of a pipeline, each with some of the layers and their part of every block.
+        use: what a pruned engine runs and keeps; of one that is no pipeline and shares no experts.
+        freed: bytes of weights that are streamed from host memory and not held.
 
     Raises:
         UserError: a CPU profile (there is no natural size), an unknown device, or nothing left for the cache.
@@ -116,7 +123,12 @@ def kv_block_count(
     def left_by(stage: StageMemory) -> float:
         return memory * gpu_memory_utilization - stage.weights - peak_of(stage) - outside
 
-    fewest = min(stage_memories(model, tp, data, stages), key=lambda stage: left_by(stage) / stage.kv_bytes_per_token)
+    held = stage_memories(model, tp, data, stages)
+    if use is not None:
+        held = [StageMemory(0, use.weight_bytes(model, tp), use.kv_bytes_per_token(model, tp), True)]
+    if freed:
+        held = [replace(stage, weights=stage.weights - freed) for stage in held]
+    fewest = min(held, key=lambda stage: left_by(stage) / stage.kv_bytes_per_token)
     weights, activations, left = fewest.weights, peak_of(fewest), left_by(fewest)
     block_bytes = block_size * fewest.kv_bytes_per_token
     blocks = int(left // block_bytes)

@@ -25,6 +25,9 @@ KEYS: dict[str, tuple[str, ...]] = {
     "dense": ("layer", "tokens"),
     "per_sequence": ("layer", "sequences"),
     "attention": ("prefill_chunk", "kv_prefill", "n_decode", "kv_decode"),
+    # What a pruned model runs beside: token-wise kernels, and attention to what is kept in another form.
+    "pruned": ("layer", "tokens"),
+    "pruned_attention": ("kind", "prefill_chunk", "kv_prefill", "n_decode", "kv_decode"),
     "copy": ("direction", "memory", "bytes"),
     "overhead": ("sequences", "tokens"),
     "launch": ("kernels",),
@@ -44,7 +47,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "decode_attention": ("heads", "kv_heads", "head_dim", "sequences", "context"),
     "expert_mlp": ("hidden", "intermediate", "experts", "experts_per_token", "tp", "ep", "tokens"),
 }
-_TEXT_KEYS = {"layer", "direction", "memory", "phase", "operation", "state"}
+_TEXT_KEYS = {"kind", "layer", "direction", "memory", "phase", "operation", "state"}
 
 _BUNDLED = Path(__file__).parent / "profiles"
 

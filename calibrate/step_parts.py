@@ -19,13 +19,18 @@ from calibrate.latency import StepLatency
 
 @dataclass(frozen=True)
 class StepRows:
-    """Columns of a steps table, each of shape (rows,): `steps` equal steps, of which the first reads `kv_tokens`."""
+    """Columns of a steps table, each of shape (rows,): `steps` equal steps, of which the first reads `kv_tokens`.
+
+    `drafts`: tokens that the decoding sequences verify beyond one each; None: nobody speculates. Attention is then
+    taken as if they were not there.
+    """
 
     steps: np.ndarray
     prefill_seqs: np.ndarray
     prefill_tokens: np.ndarray
     decode_seqs: np.ndarray
     kv_tokens: np.ndarray
+    drafts: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -57,9 +62,10 @@ def step_parts(times: StepLatency, rows: StepRows) -> StepParts:
         -(-column.astype(np.int64) // engines)
         for column in (rows.prefill_tokens, rows.prefill_seqs, rows.decode_seqs, rows.kv_tokens)
     )
-    tokens, sequences = prefill_tokens + decodes, prefill_seqs + decodes
+    drafts = np.zeros_like(decodes) if rows.drafts is None else rows.drafts.astype(np.int64)
+    tokens, sequences = prefill_tokens + decodes + drafts, prefill_seqs + decodes + drafts
     padded = np.where(
-        prefill_tokens > 0,
+        prefill_tokens + drafts > 0,
         _each(lambda n: times.computed_tokens(n, prefills=True), tokens),
         _each(lambda n: times.computed_tokens(n, prefills=False), tokens),
     ).astype(np.int64)
@@ -70,6 +76,8 @@ def step_parts(times: StepLatency, rows: StepRows) -> StepParts:
     if experts is not None:
         by_tokens = by_tokens + _each(lambda n: experts(n * engines), padded)
         communication = communication + _each(lambda n: exchange.experts(n * engines), padded)
+    if times.varies:
+        by_tokens = by_tokens + _of_pairs(times.varying, prefill_tokens, decodes)
     token_share = prefill_tokens / np.maximum(tokens, 1)
     sequence_share = prefill_seqs / np.maximum(sequences, 1)
     prefill_weights = by_tokens * token_share + by_sequences * sequence_share
@@ -81,7 +89,7 @@ def step_parts(times: StepLatency, rows: StepRows) -> StepParts:
         communication=working * communication,
         decode_attention=_decode_attention(times, decodes, kv_tokens, rows.steps),
         prefill_attention=_prefill_attention(times, prefill_tokens, prefill_seqs) * steps,
-        host=working * _host(times, sequences, tokens - sequences),
+        host=working * _host(times, sequences - drafts, tokens - sequences + drafts),
     )
 
 
@@ -137,7 +145,11 @@ def _prefill_attention(times: StepLatency, tokens: np.ndarray, sequences: np.nda
 
 
 def _host(times: StepLatency, sequences: np.ndarray, extra: np.ndarray) -> np.ndarray:
-    extra = np.maximum(extra, 0)
-    width = int(extra.max(initial=0)) + 1
-    pairs, place = np.unique(sequences * width + extra, return_inverse=True)
-    return np.array([times.host(*divmod(pair, width)) for pair in pairs.tolist()], dtype=np.float64)[place]
+    return _of_pairs(times.host, sequences, np.maximum(extra, 0))
+
+
+def _of_pairs(law: Callable[[int, int], float], first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """A law of two counts, asked once for each pair that occurs."""
+    width = int(second.max(initial=0)) + 1
+    pairs, place = np.unique(first * width + second, return_inverse=True)
+    return np.array([law(*divmod(pair, width)) for pair in pairs.tolist()], dtype=np.float64)[place]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +40,16 @@ def run(scenario: Path, output: Path | None, settings: tuple[str, ...], force: b
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write, or to go on in.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one a core.")
-def sweep(study: Path, output: Path, workers: int | None) -> None:
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Where the points are simulated.")
+@click.option("--address", help="Of the Ray cluster's head; default: the one that RAY_ADDRESS or this machine names.")
+def sweep(study: Path, output: Path, workers: int | None, engine: str, address: str | None) -> None:
     """Simulate every point of STUDY; the same command goes on where it was interrupted."""
     from ground.progress import progress_bar
     from sim.results.display import metric_text
     from sim.results.terminal import print_winners
     from sim.study import sweep as sweeps
     from sim.study.study import load_study
+    from sim.workers_options import workers_of
 
     loaded = load_study(study)
     total = len(loaded.settings())
@@ -62,14 +64,14 @@ def sweep(study: Path, output: Path, workers: int | None) -> None:
 
     sweeps.open_study_folder(loaded, output)
     try:
-        with progress_bar() as bar:
+        with workers_of(engine, workers, address) as processes, progress_bar() as bar:
             task = bar.add_task("points", total=total, note="")
 
             def on_point(point: dict[str, Any]) -> None:
                 points.append(point)
                 bar.update(task, advance=1, note=note())
 
-            sweeps.sweep(loaded, output, workers=workers or os.cpu_count() or 1, on_point=on_point)
+            sweeps.sweep(loaded, output, workers=processes, on_point=on_point)
     except KeyboardInterrupt:
         click.echo(f"interrupted: {len(points)} of {total} points are kept; the same command goes on", err=True)
         raise SystemExit(130) from None

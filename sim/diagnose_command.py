@@ -104,6 +104,7 @@ def _what_if(scenario: Path, folder: Path, objective: str, settings: tuple[str, 
     from sim.study.scenario import make_scenario, override, parse_override, with_absolute_paths
     from sim.study.what_if import open_what_if_folder, what_if
     from sim.study.what_if_report import print_what_if, write_what_if
+    from sim.study.workers import LocalWorkers
 
     overrides = dict(parse_override(text) for text in settings)
     data = read_yaml(scenario)
@@ -112,7 +113,7 @@ def _what_if(scenario: Path, folder: Path, objective: str, settings: tuple[str, 
     open_what_if_folder(data, folder, objective)
     finished = 0
     try:
-        with progress_bar() as bar:
+        with progress_bar() as bar, LocalWorkers(workers or os.cpu_count() or 1) as processes:
             task = bar.add_task("remedies", total=None, note="")
 
             def on_point(point: Point, total: int) -> None:
@@ -120,9 +121,7 @@ def _what_if(scenario: Path, folder: Path, objective: str, settings: tuple[str, 
                 finished = max(finished, point["point"] + 1)
                 bar.update(task, completed=finished, total=total)
 
-            found = what_if(
-                data, folder, objective=objective, workers=workers or os.cpu_count() or 1, on_point=on_point
-            )
+            found = what_if(data, folder, objective=objective, workers=processes, on_point=on_point)
     except KeyboardInterrupt:
         click.echo("interrupted: what was simulated is kept; the same command goes on", err=True)
         raise SystemExit(130) from None

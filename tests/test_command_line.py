@@ -42,7 +42,10 @@ def python(code: str) -> None:
 # Imports.
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"], ["sweep", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], *([name, "--help"] for name in ("run", "sweep", "search", "capacity"))],
+)
 def test_help_is_quick(arguments: list[str]) -> None:
     python(
         f"import sys; from simctl import main; main({arguments!r}, standalone_mode=False)\n"
@@ -53,7 +56,7 @@ def test_help_is_quick(arguments: list[str]) -> None:
 
 def test_help_names_every_command() -> None:
     shown = simctl("--help").stdout
-    for name in ("trace", "calibrate", "run", "sweep", "diagnose", "validate"):
+    for name in ("trace", "calibrate", "run", "sweep", "search", "capacity", "diagnose", "validate"):
         assert f"\n  {name} " in shown
         assert "Usage" in simctl(name, "--help").stdout
 

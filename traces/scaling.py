@@ -6,6 +6,7 @@ requests are chosen or moved, since half a conversation is another workload.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -21,19 +22,26 @@ from traces.streams import stream
 from traces.table import Trace
 
 
-def first(trace: Trace, *, seconds: float | None = None, requests: int | None = None) -> Trace:
-    """The beginning of a trace: what arrives before `seconds`, or the first `requests`; give exactly one.
+def first(
+    trace: Trace, *, seconds: float | None = None, requests: int | None = None, share: float | None = None
+) -> Trace:
+    """The beginning of a trace: what arrives before `seconds`, the first `requests`, or a `share` of them, rounded up;
+    give exactly one.
 
     A request without an arrival of its own goes with the ancestor that has one.
     """
-    if (seconds is None) == (requests is None):
-        raise UserError("first: give exactly one of seconds and requests")
+    if [seconds, requests, share].count(None) != 2:
+        raise UserError("first: give exactly one of seconds, requests and share")
     table = trace.requests
     if seconds is not None:
         if not seconds > 0:
             raise UserError(f"first: seconds: found {seconds}, expected more than 0")
         kept = own_or_inherited_arrival(table) < seconds
         return _choose(trace, kept, f"not in the first {seconds:g} s", {"first_seconds": seconds})
+    if share is not None:
+        if not 0 < share <= 1:
+            raise UserError(f"first: share: found {share}, expected more than 0 and at most 1")
+        requests = math.ceil(share * len(table) - 1e-9)  # a third of 3 is 1, whatever the last bit says
     assert requests is not None
     if requests < 1:
         raise UserError(f"first: requests: found {requests}, expected at least 1")

@@ -17,15 +17,16 @@ from traces.table import Trace
 
 
 class First(Spec):
-    """The beginning of the trace; exactly one of both."""
+    """The beginning of the trace; exactly one of the three."""
 
     seconds: PositiveFloat | None = None
     requests: PositiveInt | None = None
+    share: float | None = Field(None, gt=0, le=1)  # of the requests, rounded up
 
     @model_validator(mode="after")
     def _one(self) -> First:
-        if (self.seconds is None) == (self.requests is None):
-            raise ValueError("give exactly one of seconds and requests")
+        if [self.seconds, self.requests, self.share].count(None) != 2:
+            raise ValueError("give exactly one of seconds, requests and share")
         return self
 
 
@@ -73,7 +74,9 @@ class TraceSource(Spec):
             if self.dequantise:
                 trace = dequantise(trace, seed)
         if self.first is not None:
-            trace = scaling.first(trace, seconds=self.first.seconds, requests=self.first.requests)
+            trace = scaling.first(
+                trace, seconds=self.first.seconds, requests=self.first.requests, share=self.first.share
+            )
         if self.scale is not None:
             if self.scale.stretch is not None:
                 trace = scaling.time_stretch(trace, self.scale.stretch)

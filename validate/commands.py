@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,7 +18,7 @@ from sim.study.scenario import load_scenario, parse_override
 from sim.study.simulate import load_trace
 from validate.allocator.recording import Recording
 from validate.allocator.replay import replay as replay_allocator
-from validate.display import show
+from validate.display import show, show_gains
 from validate.measure import (
     Machine,
     is_measured,
@@ -26,15 +27,29 @@ from validate.measure import (
     measure_transformers,
     read_measurement,
 )
+from validate.quality.commands import quality, train
 from validate.replay.openai import Server
 from validate.report import write_report
-from validate.sweep import candidates, collect, plan, unfinished
+from validate.sweep import candidates, collect, plan, study_folders, unfinished
 from validate.validation import Policy, Validation, worst
+from validate.winners import CheckedStudies, write_winners_report
 
 _path = click.Path(path_type=Path)
 _device = click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 _threads = click.option("--threads", type=click.IntRange(1), help="CPU threads; without it torch's own number.")
-_weights = click.option("--weights", type=_path, help="Safetensors file or folder; without it random weights.")
+_weights = click.option(
+    "--weights",
+    type=_path,
+    help="Safetensors file or folder; without it those beside the model, or random ones.",
+)
+
+_prompts = click.option(
+    "--prompts",
+    type=click.Choice(["random", "text"]),
+    default="random",
+    show_default=True,
+    help="What the reference engine is asked; text is held-out text, for a model of bytes.",
+)
 
 
 @click.group()
@@ -42,51 +57,78 @@ def validate() -> None:
     """Check predictions against a real engine."""
 
 
+validate.add_command(train)
+validate.add_command(quality)
+
+
 @validate.command()
-@click.argument("sweep_dir", type=_path)
+@click.argument("studies", type=_path, nargs=-1, required=True)
 @_device
 @_threads
 @_weights
-@click.option("--top", type=click.IntRange(1), help="Only the best N winners, and the baseline.")
+@_prompts
+@click.option("--top", type=click.IntRange(1), help="Only the best N winners of each, and the baseline.")
 @click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Replays of each policy.")
-@click.option("-o", "--output", type=_path, help="Folder of the result; without it SWEEP_DIR/validation.")
+@click.option("--quality", "qualities", type=_path, help="quality.json; without it the one that a scenario names.")
+@click.option("-o", "--output", type=_path, help="Folder of the result; without it validation/ in the one study.")
 def winners(
-    sweep_dir: Path,
+    studies: tuple[Path, ...],
     device: str,
     threads: int | None,
     weights: Path | None,
+    prompts: str,
     top: int | None,
     repeats: int,
+    qualities: Path | None,
     output: Path | None,
 ) -> None:
-    """Replay a sweep's winners and its baseline in real time on the reference engine.
+    """Replay the winners and the baseline of each of STUDIES in real time on the reference engine.
 
-    Writes the measured runs, validation.json and report.html. Finished replays are kept: the same command goes on where
-    it was interrupted.
+    STUDIES are folders of simctl sweep or search. Writes the measured runs, validation.json and report.html, of several
+    studies also those of each in a folder of its own. Finished replays are kept: the same command goes on where it was
+    interrupted.
     """
-    output = output or sweep_dir / "validation"
-    machine = Machine(device, threads, weights)
-    chosen = candidates(sweep_dir, top)
-    replays = plan(chosen, repeats, output)
-    missing = unfinished(replays, machine.facts())
+    folders = study_folders(studies, output)
+    machine = Machine(device, threads, weights, prompts == "text")
+    machine.facts()  # refuses what is not there before anything is read
+    chosen = {name: candidates(study, name, top, qualities) for name, (study, _) in folders.items()}
+    everybody = [candidate for of_study in chosen.values() for candidate in of_study]
+    replays = plan(everybody, repeats, lambda candidate: folders[candidate.study][1])
+    missing = unfinished(replays, lambda one: machine.with_weights_of(one.scenario.model).facts())
+    refused: dict[str, dict[str, str]] = {name: {} for name in chosen}
     with progress_bar() as bar:
         requests = sum(len(replay.candidate.predicted.requests) for replay in missing)
         task = bar.add_task("replaying", total=requests, note="")
         try:
             for replay in missing:
-                bar.update(task, note=f"{replay.candidate.name}, repeat {replay.repeat} of {repeats}")
-                measure_reference(
-                    replay.candidate.scenario,
-                    machine,
-                    replay.folder,
-                    force=True,
-                    on_finish=lambda: bar.advance(task),
-                )
+                candidate = replay.candidate
+                if candidate.name in refused[candidate.study]:
+                    continue
+                bar.update(task, note=f"{candidate.study}, {candidate.name}, repeat {replay.repeat} of {repeats}")
+                try:
+                    measure_reference(
+                        candidate.scenario,
+                        machine.with_weights_of(candidate.scenario.model),
+                        replay.folder,
+                        force=True,
+                        on_finish=lambda: bar.advance(task),
+                    )
+                except UserError as error:
+                    refused[candidate.study][candidate.name] = error.message
+                    if sum(map(len, refused.values())) == len(everybody):
+                        raise
         except KeyboardInterrupt:
             bar.stop()
             done = sum(is_measured(replay.folder) for replay in replays)
             _interrupted(f"{done} of {len(replays)} replays are kept; the same command goes on")
-    _report(collect(chosen, replays), output)
+    validations = [collect(of_study, replays, refused[name]) for name, of_study in chosen.items()]
+    for validation in validations:
+        _report(validation, folders[validation.study][1])
+    if len(validations) > 1:
+        assert output is not None  # study_folders asks for it
+        checked = CheckedStudies(validations)
+        show_gains(checked.gains, Console())
+        _write(output, checked.write_json, lambda path: write_winners_report(checked, path))
 
 
 @validate.command()
@@ -105,6 +147,7 @@ def winners(
 @_device
 @_threads
 @_weights
+@_prompts
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a key of the scenario.")
 @click.option("--force", is_flag=True, help="Replace the folder if it exists.")
 @click.option("-o", "--output", type=_path, required=True, help="Folder of the measured run.")
@@ -119,6 +162,7 @@ def replay(
     device: str,
     threads: int | None,
     weights: Path | None,
+    prompts: str,
     settings: tuple[str, ...],
     force: bool,
     output: Path,
@@ -126,6 +170,8 @@ def replay(
     """Replay the trace of SCENARIO in real time and write the measured run."""
     if engine == "openai" and url is None:
         raise UserError("--engine openai: --url is missing; expected the address of a server")
+    if engine != "reference" and prompts == "text":
+        raise UserError(f"--prompts text: belongs to --engine reference; expected random ones for {engine}")
     if engine != "openai" and url is not None:
         raise UserError(f"--url {url}: belongs to --engine openai; the {engine} engine runs in this process")
     loaded = load_scenario(scenario, dict(parse_override(text) for text in settings))
@@ -136,7 +182,7 @@ def replay(
         folder = partial / output.name
         try:
             if url is None:
-                machine = Machine(device, threads, weights)
+                machine = Machine(device, threads, weights, prompts == "text").with_weights_of(loaded.model)
                 measure = measure_transformers if engine == "transformers" else measure_reference
                 measure(loaded, machine, folder, on_finish=lambda: bar.advance(task))
             else:
@@ -189,10 +235,14 @@ def allocator(recording: Path, device_bytes: int | None, limit: int | None) -> N
 
 def _report(validation: Validation, output: Path) -> None:
     show(validation, Console())
+    _write(output, validation.write_json, lambda path: write_report(validation, path))
+
+
+def _write(output: Path, write_json: Callable[[Path], None], write_page: Callable[[Path], None]) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
-        validation.write_json(output / "validation.json")
-        write_report(validation, output / "report.html")
+        write_json(output / "validation.json")
+        write_page(output / "report.html")
     except OSError as error:
         raise UserError(f"{output}: cannot be written ({error.strerror})") from error
     click.echo(str(output / "report.html"))

@@ -70,8 +70,10 @@ class Comparison:
     spread: dict[str, float]  # largest less smallest measured value; empty for a single repeat
 
 
-def compare(predicted: Run, measured: Sequence[Run], *, name: str | None = None) -> Comparison:
-    """Compare a prediction with one or more measured repeats of the same requests.
+def compare(
+    predicted: Run, measured: Sequence[Run], *, name: str | None = None, also: Sequence[str] = ()
+) -> Comparison:
+    """Compare a prediction with one or more measured repeats of the same requests, by `COMPARED` and `also`.
 
     A measured metric is the mean over the repeats, a request's measured latency the mean over those repeats in which
     it finished.
@@ -81,7 +83,8 @@ def compare(predicted: Run, measured: Sequence[Run], *, name: str | None = None)
     """
     for run in measured:
         _check_same_requests(predicted, run)
-    values = {metric_name: [metric(run.metrics, metric_name) for run in measured] for metric_name in COMPARED}
+    names = dict.fromkeys((*COMPARED, *also))
+    values = {metric_name: [metric(run.metrics, metric_name) for run in measured] for metric_name in names}
     known = {metric_name: [v for v in repeats if v is not None] for metric_name, repeats in values.items()}
     joined = _join(predicted, measured)
     return Comparison(

@@ -6,7 +6,7 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,16 @@ from ground.assumption import Assumption
 from ground.errors import UserError
 from ground.whole_file import whole_file
 from sim.engine.config import EngineConfig
+from sim.fleet.order_columns import with_order_columns
+from sim.results import offload_metrics, speculation_metrics
 from sim.results.folder import Run, write_run
 from sim.results.metrics import compute
 from sim.study.deployment import deploy
+from sim.study.host_tiers import host_link_of
 from sim.study.scenario import Scenario
 from sim.study.simulate import load_trace
 from traces.table import Trace
+from validate.prompts import prompt_of
 from validate.recording import Lateness, Recording
 from validate.replay.openai import Server, replay
 
@@ -31,11 +35,15 @@ _MEASUREMENT = "measurement.json"
 
 @dataclass(frozen=True)
 class Machine:
-    """On what the reference engine runs. `threads` null: torch's own number; `weights` null: random ones."""
+    """On what the reference engine runs. `threads` null: torch's own number; `weights` null: random ones.
+
+    With `text` prompts are held-out text that comes with Python, for a model whose tokens are bytes, and not random.
+    """
 
     device: str = "cpu"
     threads: int | None = None
     weights: Path | None = None
+    text: bool = False
 
     def facts(self) -> dict[str, Any]:
         """What is known of a run on it before it is run; equal facts make runs comparable.
@@ -57,7 +65,14 @@ class Machine:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "weights": "random" if self.weights is None else str(self.weights),
+            **({"prompts": "text"} if self.text else {}),
         }
+
+    def with_weights_of(self, model: str) -> Machine:
+        """The same, with the weights beside the model's own config.json where none are given and some lie there."""
+        folder = Path(model) if Path(model).is_dir() else Path(model).parent
+        beside = self.weights is None and Path(model).exists() and any(folder.glob("*.safetensors"))
+        return replace(self, weights=folder) if beside else self
 
 
 def measure_reference(
@@ -77,9 +92,13 @@ def measure_reference(
             model cannot be run, a request is too long for it or for the KV pool, or `folder` cannot be written.
     """
     facts = machine.facts()
+    from calibrate.block_file import BlockFile
     from calibrate.block_swap import BlockSwap
     from calibrate.decode_graphs import DecodeGraphs
-    from calibrate.decoder import Decoder, dtype_of
+    from calibrate.decoder import dtype_of
+    from calibrate.pruned_decoder import PrunedDecoder, make_decoder
+    from validate.engine.block_moves import BlockMoves
+    from validate.engine.clock import WallClock
     from validate.engine.engine import Engine
 
     if scenario.gpus > 1:
@@ -88,11 +107,20 @@ def measure_reference(
             f"fleet.replicas is {replicas} and engine.tensor_parallel {tensor_parallel}; "
             "the reference engine is one engine on one device, expected 1 and 1"
         )
-    model, config, trace = load_model(scenario.model), deploy(scenario).config, load_trace(scenario)
+    if scenario.engine.weight_offload is not None:
+        raise UserError(
+            "engine.weight_offload is given; expected none: the reference engine keeps all weights on its device"
+        )
+    model, deployed, trace = load_model(scenario.model), deploy(scenario), load_trace(scenario)
+    config, step_times = deployed.config, deployed.step_times
+    policy, ttft = config.scheduling_policy, scenario.slo.ttft
+    trace = replace(trace, requests=with_order_columns(trace.requests, {policy}, ttft))
     _check_context(trace, config, model)
     longest = config.max_model_len or int((trace.requests["prompt_tokens"] + trace.requests["output_tokens"]).max())  # type: ignore[arg-type]
-    decoder = Decoder(
+    pruning = None if config.pruning is None else config.pruning.of(model)
+    decoder = make_decoder(
         model,
+        pruning=pruning,
         device=machine.device,
         dtype=dtype_of(model),
         kv_blocks=config.kv_blocks,
@@ -102,11 +130,37 @@ def measure_reference(
     )
     captured = 0.0
     if scenario.engine.graph_sizes:
+        if isinstance(decoder, PrunedDecoder) and not decoder.takes_graphs:
+            raise UserError(
+                "engine.pruning changes what a step attends to, and captured graphs do not know it; expected "
+                "engine.cudagraph_capture_sizes []"
+            )
         graphs = DecodeGraphs(decoder, scenario.engine.graph_sizes, max_context=longest)
         captured = sum(graph.seconds for graph in graphs.capture())
-    swap = BlockSwap(decoder, config.swap_blocks) if config.swap_blocks else None
-    engine = Engine(config, decoder, vocabulary=model.vocab, swap=swap)
-    recording = engine.replay(trace, seed=scenario.seed, on_finish=on_finish)
+    tiers = config.kv_offload
+    host_blocks = config.swap_blocks + (tiers.host_blocks if tiers is not None else 0)
+    swap = BlockSwap(decoder, host_blocks) if host_blocks else None
+    clock = WallClock()
+    moves = None
+    if swap is not None and tiers is not None:
+        file = BlockFile(tiers.disk.blocks, swap.block_bytes) if tiers.disk is not None else None
+        moves = BlockMoves(swap, file, clock)
+    engine = Engine(
+        config,
+        decoder,
+        vocabulary=model.vocab,
+        swap=swap,
+        moves=moves,
+        predicted=step_times if host_blocks else None,
+        host_link=host_link_of(scenario.engine, step_times),
+        clock=clock,
+    )
+    try:
+        prompts = _text_prompts(trace, model, scenario.seed) if machine.text else None
+        recording = engine.replay(trace, seed=scenario.seed, prompts=prompts, on_finish=on_finish)
+    finally:
+        if moves is not None:
+            moves.close()
     recording.engine = {
         **facts,
         "model": model.name,
@@ -195,6 +249,11 @@ def _write(
         gpu_hour_price=scenario.gpu_hour_price,
         kv_blocks_total=kv_blocks,
     )
+    if scenario.engine.speculative is not None and len(recording.steps):
+        metrics["speculation"] = speculation_metrics.compute(recording.steps, recording.events)
+    if scenario.engine.kv_offload is not None:
+        size = scenario.engine.block_size
+        metrics["kv_offload"] = offload_metrics.compute(recording.requests, recording.events, block_size=size)
     recording.engine = {**recording.engine, "python": platform.python_version(), "simctl": version("simctl")}
     run = Run(
         recording.requests,
@@ -234,6 +293,17 @@ def read_measurement(folder: Path) -> tuple[dict[str, Any], Lateness, Counter[st
         raise UserError(f"{path}: is missing; expected the folder of a measured run") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is not what a measured run writes ({type(error).__name__})") from error
+
+
+def _text_prompts(trace: Trace, model: ModelShape, seed: int) -> dict[int, list[int]]:
+    """Prompts cut from held-out text, by request id."""
+    from validate.quality.text import python_text
+
+    if model.vocab != 256:
+        raise UserError(f"--prompts text: {model.name} has {model.vocab} tokens; expected 256, of which each is a byte")
+    text = b"".join(document.text for document in python_text(only_held_out=True).documents)
+    rows = trace.requests.to_dicts()
+    return {row["request_id"]: prompt_of(row, vocabulary=model.vocab, seed=seed, text=text) for row in rows}
 
 
 def _check_context(trace: Trace, config: EngineConfig, model: ModelShape) -> None:

@@ -8,7 +8,7 @@ from itertools import combinations
 from math import sqrt
 
 from sim.results.metric_names import describe
-from validate.comparison import COMPARED, Comparison
+from validate.comparison import Comparison
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Ranking:
 def ranking(policies: Sequence[Comparison]) -> dict[str, Ranking]:
     """The ranking by each metric that has a better direction and that every policy has on both sides."""
     rankings = {}
-    for name in COMPARED:
+    for name in policies[0].metrics if policies else ():
         complete = all(policy.metrics[name].difference is not None for policy in policies)
         if describe(name).better != "neither" and complete and len(policies) > 1:
             rankings[name] = _rank(name, policies)

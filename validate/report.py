@@ -9,7 +9,9 @@ from ground.page import Page, Tone
 from sim.results import charts
 from sim.results.display import UNKNOWN, digits, metric_text, seconds
 from sim.results.metric_names import LATENCIES, METRICS
-from validate.comparison import COMPARED, Comparison
+from validate.comparison import Comparison
+from validate.gain_page import add_gains, gain_tiles
+from validate.gain_rows import signed_percent
 from validate.ranking import Ranking
 from validate.validation import Policy, Validation
 
@@ -24,6 +26,9 @@ def write_report(validation: Validation, path: Path) -> None:
     comparisons = [policy.comparison for policy in validation.policies]
     page.numbers([*_ranking_tiles(validation.ranking), *(_error_tile(name, comparisons) for name in HEADLINES)])
 
+    if validation.gains or validation.refused:
+        page.numbers(gain_tiles(validation.gains))
+        add_gains(page, validation.gains, validation.refusals)
     if validation.ranking:
         page.heading("Did the order of the policies hold?")
         page.table(
@@ -34,7 +39,7 @@ def write_report(validation: Validation, path: Path) -> None:
     page.heading("Error of each policy")
     page.table(
         ["policy", *(METRICS[name].label for name in HEADLINES)],
-        [[c.name, *(percent(c.metrics[name].error) for name in HEADLINES)] for c in comparisons],
+        [[c.name, *(signed_percent(c.metrics[name].error) for name in HEADLINES)] for c in comparisons],
         "Predicted less measured, as a share of what was measured.",
     )
     for policy in validation.policies:
@@ -44,11 +49,6 @@ def write_report(validation: Validation, path: Path) -> None:
     page.write(path)
 
 
-def percent(error: float | None) -> str:
-    """An error as a person reads it: "+3.1 %"."""
-    return UNKNOWN if error is None else f"{100 * error:+.1f} %"
-
-
 def _policy(page: Page, policy: Policy) -> None:
     comparison = policy.comparison
     page.heading(policy.name)
@@ -56,7 +56,7 @@ def _policy(page: Page, policy: Policy) -> None:
         page.text(", ".join(f"{key} = {value}" for key, value in policy.parameters.items()))
     page.table(
         ["metric", "predicted", "measured", "error", "spread of repeats"],
-        [_metric_row(name, comparison) for name in COMPARED],
+        [_metric_row(name, comparison) for name in comparison.metrics],
         f"Measured: mean of {comparison.repeats} repeat{'s' if comparison.repeats != 1 else ''}; "
         "spread: largest less smallest.",
     )
@@ -101,7 +101,7 @@ def _error_tile(name: str, comparisons: Sequence[Comparison]) -> tuple[str, str,
     errors = [error for c in comparisons if (error := c.metrics[name].error) is not None]
     largest = max(errors, key=abs, default=None)
     which = "error" if len(comparisons) == 1 else "largest error"
-    return f"{METRICS[name].label}, {which}", percent(largest), "plain"
+    return f"{METRICS[name].label}, {which}", signed_percent(largest), "plain"
 
 
 def _rank_row(name: str, rank: Ranking) -> list[str]:
@@ -127,7 +127,7 @@ def _metric_row(name: str, comparison: Comparison) -> list[str]:
         METRICS[name].label,
         metric_text(name, metric.predicted),
         metric_text(name, metric.measured),
-        percent(metric.error),
+        signed_percent(metric.error),
         metric_text(name, comparison.spread.get(name)),
     ]
 

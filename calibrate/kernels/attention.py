@@ -8,7 +8,7 @@ tables assume. Each prefill is attended by itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,11 +88,16 @@ def plan_prefill(
 
 
 def paged_attention(
-    query: torch.Tensor, cache: torch.Tensor, block_size: int, plan: AttentionPlan | PagedPlan
+    query: torch.Tensor,
+    cache: torch.Tensor,
+    block_size: int,
+    plan: AttentionPlan | PagedPlan,
+    unpack: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Softmax attention, scale 1/sqrt(head_dim), over the cache into which the new tokens were already written.
 
-    Shapes: query [T, heads, head_dim], cache of one layer [slots, 2, kv_heads, head_dim] → [T, heads·head_dim].
+    Shapes: query [T, heads, head_dim], cache of one layer [slots, 2, kv_heads, head_dim] → [T, heads·head_dim]. With
+    `unpack` the cache's last dimension holds what that makes head_dim values of; on a CPU alone.
     """
     if isinstance(plan, PagedPlan):
         from calibrate.kernels.gpu import attention as gpu
@@ -105,7 +110,9 @@ def paged_attention(
     out = query.new_empty(tokens, heads * head_dim)
     for tile in plan.tiles:
         n = tile.last - tile.first
-        kv = blocks.index_select(0, tile.table.view(-1)).view(n, -1, 2, kv_heads, head_dim)
+        kv = blocks.index_select(0, tile.table.view(-1)).view(n, -1, 2, kv_heads, cache.shape[3])
+        if unpack is not None:
+            kv = unpack(kv)
         # The query heads that share a KV head stand as rows of one product: no key is read twice.
         tile_query = query[tile.first : tile.last].reshape(n, kv_heads, group, head_dim)
         attended = scaled_dot_product_attention(
@@ -113,7 +120,9 @@ def paged_attention(
         )
         out[tile.first : tile.last] = attended.reshape(n, -1)
     for span in plan.prefills:
-        kv = blocks.index_select(0, span.blocks).view(-1, 2, kv_heads, head_dim)[: span.context]
+        kv = blocks.index_select(0, span.blocks).view(-1, 2, kv_heads, cache.shape[3])[: span.context]
+        if unpack is not None:
+            kv = unpack(kv)
         # [kv_heads, group, context, head_dim], the group by stride 0: no key is copied.
         keys, values = kv.permute(1, 2, 0, 3)[:, :, None].expand(-1, -1, group, -1, -1)
         span_query = query[span.first : span.last].view(-1, kv_heads, group, head_dim).permute(1, 2, 0, 3)

@@ -30,7 +30,7 @@ class Grid:
     `contexts` are tokens already cached. The host's overhead is measured at `step_sequences` × `step_extra`, the
     latter being tokens beyond one a sequence, and of steps that only decode also at `step_decodes`. `budget` is the
     seconds spent on one point in one of `rounds`. Whole steps that only decode are padded to the next of `graph_sizes`,
-    and on a GPU replayed from a graph of that size.
+    and on a GPU replayed from a graph of that size. `pruning`: what only a pruned model runs is measured too.
     """
 
     tokens: Sequence[int]
@@ -53,6 +53,7 @@ class Grid:
     budget: float
     graph_sizes: Sequence[int] = ()
     step_decodes: Sequence[int] = ()
+    pruning: bool = False
 
     @property
     def longest_context(self) -> int:

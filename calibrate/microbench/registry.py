@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from calibrate.microbench import attention, copy, dense, graph, launch, per_sequence, step
+from calibrate.microbench import attention, copy, dense, graph, launch, per_sequence, pruned, pruned_attention, step
 from calibrate.microbench.grid import Grid
 from calibrate.microbench.workbench import Workbench
 
@@ -28,4 +28,14 @@ class Microbench(Protocol):
     def measure(self, bench: Workbench, point: Point) -> list[Row]: ...
 
 
-MICROBENCHES: tuple[Microbench, ...] = (dense, per_sequence, attention, copy, launch, graph, step)
+MICROBENCHES: tuple[Microbench, ...] = (
+    dense,
+    per_sequence,
+    attention,
+    pruned,
+    pruned_attention,
+    copy,
+    launch,
+    graph,
+    step,
+)

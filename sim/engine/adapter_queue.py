@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable
 
+from sim.engine.ordering.waiting_queue import WaitingQueue
 from sim.engine.request import Request
-from sim.engine.scheduling_policy import WaitingQueue
 
 
 class AdapterQueue:

@@ -11,6 +11,7 @@ from heapq import heappop, heappush
 
 from sim.engine.context_spread import ContextSpread
 from sim.engine.kv_pool import KvPool
+from sim.engine.ordering.service import Service
 from sim.engine.plan import Plan
 from sim.engine.request import Request
 
@@ -18,14 +19,20 @@ from sim.engine.request import Request
 class DecodeBatch:
     """`start` and `stop` say who decodes; `advance` takes steps. Others read what is public, and set nothing."""
 
-    def __init__(self, pool: KvPool, block_size: int, *, spread: bool) -> None:
-        """`spread`: whether it can say how unequal the contexts are."""
+    full = 0  # how many of them hold all the tokens that they may, where there is a limit: they take no more blocks
+
+    def __init__(self, pool: KvPool, block_size: int, *, spread: bool, service: Service | None = None) -> None:
+        """`spread`: whether it can say how unequal the contexts are. `service` is told who decodes."""
         self.step = 0  # the one that is scheduled next
         self.count = 0  # how many decode
         self.kv_tokens = 0  # that they have computed, summed
         self.at_edge = [0] * block_size  # [s % block_size]: how many need a new block at step s
         self.latest_admission = 0  # none of them was admitted after this one
+        self.blocks_to_come = 0  # that they take of a paged pool until all have their last token
         self.spread = ContextSpread() if spread else None
+        self._service = service
+        if service is not None:
+            service.batch = self
         self._pool = pool
         self._size = block_size
         self._unsettled = pool.take(0)  # blocks of which it is not yet said whose they are
@@ -41,29 +48,38 @@ class DecodeBatch:
         request.finish_step = self.step - 1 + request.output_tokens - request.generated
         heappush(self._finishing, (request.finish_step, request.admission, request))
         self.at_edge[-request.offset % self._size] += 1
+        last = request.target + request.output_tokens - request.generated
+        self.blocks_to_come += -(-last // self._size) - request.holding.blocks
         self.count += 1
         self.kv_tokens += request.target
         if self.spread is not None:
             self.spread.add(request)
         self.latest_admission = max(self.latest_admission, request.admission)
+        if self._service is not None:
+            self._service.starts(request)
 
     def stop(self, request: Request, granted: int = 0) -> None:
         """It decodes no more: it has its last token, or is preempted. It has blocks for `granted` tokens more than it
         has computed."""
         computed = request.offset + self.step
-        request.generated = request.output_tokens - (request.finish_step - self.step + 1)
+        left = request.finish_step - self.step + 1
+        request.generated = request.output_tokens - left
         self.at_edge[-request.offset % self._size] -= 1
         self.count -= 1
         self.kv_tokens -= computed
         if self.spread is not None:
             self.spread.remove(request)
+        if self._service is not None:
+            self._service.stops(request, request.finish_step)
         request.finish_step = -1
         self.settle(request, computed + granted)
+        self.blocks_to_come -= -(-(computed + left) // self._size) - request.holding.blocks
         self._pool.cache_full_blocks(request.holding, computed)
 
     def take(self, blocks: int) -> None:
         """Take so many for the next step, for those who stand at an edge."""
         self._unsettled += self._pool.take(blocks)
+        self.blocks_to_come -= blocks
 
     def settle(self, request: Request, tokens: int) -> None:
         """Say which blocks are this request's, for so many tokens in all."""
@@ -81,10 +97,11 @@ class DecodeBatch:
             heappop(finishing)  # it was preempted or delayed
         steps = finishing[0][0] - self.step + 1
         # Every sequence crosses one block edge in each `block_size` steps.
-        if self.count * ((steps - 1) // self._size + 1) <= free:
+        growing = self.count - self.full
+        if growing * ((steps - 1) // self._size + 1) <= free:
             return steps
-        whole = min((steps - 1) // self._size, free // self.count)
-        free -= whole * self.count
+        whole = min((steps - 1) // self._size, free // growing)
+        free -= whole * growing
         reach = whole * self._size + 1
         while reach < steps:
             free -= self.at_edge[(self.step + reach) % self._size]
@@ -97,13 +114,14 @@ class DecodeBatch:
         """By so many steps, but for the first, which had its blocks when it was scheduled."""
         whole, rest = divmod(steps - 1, self._size)
         begin = (self.step + 1) % self._size
-        return whole * self.count + sum((self.at_edge * 2)[begin : begin + rest])
+        return whole * (self.count - self.full) + sum((self.at_edge * 2)[begin : begin + rest])
 
     def advance(self, plan: Plan, steps: int) -> None:
         """The plan's step is computed, `steps` times over. Who has his last token by it stops, and enters
         `plan.ending`."""
         if steps > 1 and (blocks := self.blocks_taken(steps)):
             self._unsettled += self._pool.take(blocks)
+            self.blocks_to_come -= blocks
         self.step += steps
         self.kv_tokens += plan.decodes * steps
         for request in plan.starved:
@@ -121,6 +139,8 @@ class DecodeBatch:
         if self.spread is not None:
             self.spread.remove(request)
         request.offset -= 1
+        if self._service is not None:
+            self._service.delayed(request)
         if self.spread is not None:
             self.spread.add(request)
         self.at_edge[-request.offset % self._size] += 1

@@ -10,6 +10,9 @@ from sim.engine.block_pool import BlockPool, Hit, Holding, Ids
 from sim.engine.config import EngineConfig
 from sim.engine.contiguous_pool import ContiguousPool, Reserved, reserved_slots
 from sim.engine.no_cache import NoPool
+from sim.engine.offload.evicting_pool import EvictingPool
+from sim.engine.offload.fetching_pool import FetchingPool
+from sim.engine.pruning.capped_pool import CappedPool
 from sim.engine.request import Request
 
 
@@ -47,6 +50,12 @@ def make_pool(config: EngineConfig) -> KvPool:
         return NoPool(blocks)
     if config.kv_reservation != "paged":
         return ContiguousPool(blocks, config.block_size, config.kv_reservation, config.max_model_len)
+    if config.pruning is not None and (most := config.pruning.most_tokens(config.block_size)) is not None:
+        window = config.pruning.window
+        return CappedPool(blocks, config.block_size, most, window.sinks if window is not None else 0)
+    if config.kv_offload is not None:
+        pool = EvictingPool if config.kv_offload.write == "on_eviction" else FetchingPool
+        return pool(blocks, config.block_size)
     return BlockPool(blocks, config.block_size)
 
 

@@ -24,6 +24,7 @@ class GroupPlan:
         self.chunks: list[Chunk] = [chunk for plan in given for chunk in plan.chunks]
         self.decodes = sum(plan.decodes for plan in given)
         self.joined = sum(plan.joined for plan in given)
+        self.full = 0
         self.kv_tokens = sum(plan.kv_tokens for plan in given)
         self.preempted = sum(plan.preempted for plan in given)
         self.victims = [request for plan in given for request in plan.victims]
@@ -64,6 +65,8 @@ class LockStepScheduler:
     A request goes to the engine with the least 4 × waiting + running, the first of equals: what vLLM's front end does
     (`v1/engine/core_client.py`, `DPLBAsyncMPClient`), here with counts that are never late.
     """
+
+    batches = None  # no windows before several engines
 
     def __init__(self, config: EngineConfig, *, spread: bool = True) -> None:
         self._schedulers = [Scheduler(config, spread=spread) for _ in range(config.data_parallel)]

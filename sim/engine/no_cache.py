@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from typing import Any, Protocol
 
 from sim.engine.block_pool import NO_HIT, Hit, Holding, Ids
 from sim.engine.plan import Chunk, Plan
@@ -47,14 +47,23 @@ class NoPool:
         pass
 
 
-def whole_sequences(plan: Plan, decoding: Sequence[tuple[Request, int]]) -> Plan:
-    """What a step computes of which `plan` says what it gains.
+class Decoding(Protocol):
+    """What it asks of a scheduler, which says what each means."""
+
+    def decoding(self, plan: Plan) -> list[Request]: ...
+
+    def context(self, request: Request) -> int: ...
+
+
+def whole_sequences(plan: Any, scheduler: Decoding) -> Plan:
+    """What a step computes of which `plan`, a `Plan`, says what it gains.
 
     A sequence of c tokens that gains one is a prefill of c + 1 tokens with none cached, and a chunk is a prefill of all
-    tokens up to its end. `decoding`: the requests of which the plan computes one token, each with its c.
+    tokens up to its end.
     """
+    assert isinstance(plan, Plan)
     computed = Plan(plan.budget)
     computed.chunks = [Chunk(chunk.request, 0, chunk.start + chunk.tokens) for chunk in plan.chunks]
-    computed.chunks += [Chunk(request, 0, context + 1) for request, context in decoding]
+    computed.chunks += [Chunk(request, 0, scheduler.context(request) + 1) for request in scheduler.decoding(plan)]
     computed.preempted, computed.victims, computed.resumed = plan.preempted, plan.victims, plan.resumed
     return computed

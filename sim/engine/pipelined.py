@@ -69,6 +69,7 @@ class PipelinedEngine(Engine):
     def stop(self) -> None:
         """Its process ends: what it has never finishes, and what is in the pipeline never comes out."""
         self._clock.abandon(self._wake)
+        self._alarm.stop()
         if (leap := self._round) is not None:
             self._round = None
             leap.entries = leap.entries_before(self._clock.now)

@@ -32,9 +32,12 @@ class Plan:
         "decodes",
         "ending",
         "first_tokens",
+        "full",
         "joined",
         "kv_tokens",
         "missed",
+        "once",
+        "paused",
         "preempted",
         "recomputed",
         "resumed",
@@ -51,8 +54,11 @@ class Plan:
         self.chunks: list[Chunk] = []
         self.decodes = 0
         self.joined = 0  # of them, that another engine computed the prompt of, and that go on here from this step on
+        self.full = 0  # of them, that read no more tokens from step to step (`sim.engine.pruning.capped_batch`)
         self.kv_tokens = 0  # cached tokens that the decoding sequences read, summed
         self.spread: Spread | None = None  # of them
+        self.paused = False  # who decodes stands still meanwhile
+        self.once = False  # the next step may be another although nobody comes, leaves or finds too few blocks
         self.scheduled = 0.0  # when the scheduler made it
         self.blocked: BlockedHead | None = None  # who waits, has a prefix cached, and found too few blocks
         self.preempted = 0

@@ -7,6 +7,7 @@ import numpy as np
 import simpy
 
 from calibrate.decode_law import DecodeLaw, DecodeRun, SummedRun
+from sim.engine.batching.alarm import Alarm
 from sim.engine.clock import FIRST_STEP_PRIORITY, Clock
 from sim.engine.config import EngineConfig
 from sim.engine.contiguous_pool import ContiguousPool
@@ -74,6 +75,7 @@ class Engine:
         self._slower: dict[tuple[int, tuple[float, float], float], DecodeLaw] = {}
         self._leap = leap and config.kv_cache  # without, no two steps compute the same
         self._ahead = int(config.async_scheduling)  # steps that are scheduled before they begin
+        self._tends = config.kv_offload is not None  # a step may have something to do though nobody waits
         self._idle = True
         self._decoding: DecodeRun | SummedRun | None = None  # since when the batch is the same
         self._leapt = 1  # steps of the leap under way that will be taken
@@ -84,6 +86,7 @@ class Engine:
         self._under_way: tuple[Plan | GroupPlan, float] | None = None  # what is computed, and since when
         self._advanced = 0  # steps of it that the scheduler counts as computed
         self._wake: simpy.Event = clock.event()
+        self._alarm = Alarm(clock, self.scheduler.batches, lambda: self._hear(True))
         clock.process(self._run_ahead() if self._ahead else self._run())
 
     def _make_scheduler(self, config: EngineConfig, spread: bool) -> Scheduler | LockStepScheduler:
@@ -135,6 +138,7 @@ class Engine:
     def stop(self) -> None:
         """Its process ends: what it has never finishes. The step under way is not written, as it did not end."""
         self._clock.abandon(self._wake)
+        self._alarm.stop()
         self._leapt = 1  # there is nothing that could be cut
         decoding, under_way, now = self._decoding, self._under_way, self._clock.now
         if decoding is None or under_way is None or (ended := decoding.steps_until(now) - 1) < 1:
@@ -202,7 +206,7 @@ class Engine:
                 self._change_pace(pace)
             start = clock.now
             # What the plan does not know may change the step after it.
-            waits = self._outdated and scheduler.waiting_count
+            waits = self._outdated and (scheduler.waiting_count or self._tends)
             alike = not waits and not self._aborted and pace == self._wanted_pace
             steps = scheduler.horizon(plan) if self._leap and alike else 1
             end = self._begin(plan, start, steps)
@@ -229,7 +233,7 @@ class Engine:
         self._under_way, self._advanced = (plan, start), 0
         if self.reservation_use is not None:
             self.reservation_use.began()
-        computed = self._computed = plan if self._kv_cache else self._without_cache(plan)
+        computed = self._computed = plan if self._kv_cache else whole_sequences(plan, self.scheduler)
         if self._costs is not None:
             assert isinstance(computed, Plan)
             before, self._cost = self._cost, self._costs.begin(computed, start)
@@ -243,14 +247,9 @@ class Engine:
             return start + self._pace * self._step(computed)
         decoding = self._decoding
         goes_on = decoding is not None and not plan.starved and not plan.joined
-        if decoding is None or not goes_on or not decoding.goes_on(plan.decodes, plan.kv_tokens):
+        if decoding is None or not goes_on or not decoding.goes_on(plan.decodes, plan.kv_tokens, plan.full):
             decoding = self._decoding = self._decode_run(plan, start + self._pace * self._cost.once, steps)
         return decoding.end(steps)
-
-    def _without_cache(self, plan: Plan | GroupPlan) -> Plan:
-        assert isinstance(plan, Plan)
-        scheduler = self.scheduler
-        return whole_sequences(plan, [(request, scheduler.context(request)) for request in scheduler.decoding(plan)])
 
     def _restart(self, plan: Plan | GroupPlan, start: float) -> None:
         """The engine starts anew instead of running `plan`, of which nothing is left to compute."""
@@ -302,7 +301,8 @@ class Engine:
         if law is not None:
             if cost.each or cost.host or self._pace != 1.0:
                 law = self._law_with(law, cost)
-            return DecodeRun(start, law, plan.kv_tokens)
+            return DecodeRun(start, law, plan.kv_tokens, plan.full)
+        assert not plan.full  # how many tokens the steps in a row read is known to the law alone
         seconds = self._step_times.decode_run(plan.decodes, plan.kv_tokens, steps, plan.spread)
         if cost.host:
             seconds = self._with_host(seconds, self._step_times.host(plan.decodes, 0))
@@ -332,7 +332,7 @@ class Engine:
         self._steps.append(self._replica, start, now, leapt, self._computed, running, waiting, scheduler.blocks_held)
         if self._watched:
             self._watch(start, now, finished)
-        if (plan.chunks or plan.preempted) and (
+        if (plan.chunks or plan.preempted or plan.swapped_out) and (
             plan.missed or plan.recomputed or plan.victims or plan.resumed or plan.swapped_out or plan.swapped_in
         ):
             self._events.of_step(self._replica, start, plan, self._copy_seconds)

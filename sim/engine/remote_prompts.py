@@ -64,10 +64,15 @@ class RemotePrompts:
         self.coming[request] = None
         self.connector.receive(request, -(-request.prompt_tokens // self._size) - hit.tokens // self._size)
 
+    def fetches(self, request: Request) -> None:
+        """It holds blocks for its prompt, part of which is copied from a tier behind the prefix cache of this engine:
+        it computes the rest itself (`sim/engine/offload`)."""
+        self.coming[request] = None
+
     def came(self, request: Request) -> None:
-        """The blocks that it wanted are there."""
-        del self.coming[request]
-        self.ready.append(request)
+        """The blocks that it wanted are there. It may have left meanwhile."""
+        if self.coming.pop(request, False) is None:
+            self.ready.append(request)
 
     def join(self, request: Request, plan: Plan, batch: DecodeBatch, now: float) -> None:
         """It was admitted, and the step `plan` computes a token of it."""

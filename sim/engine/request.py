@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from sim.engine.block_pool import Holding
@@ -21,6 +22,7 @@ class Request:
         "arrival",
         "cached_tokens",
         "computed",
+        "deadline",
         "finish",
         "finish_step",
         "first_scheduled",
@@ -42,6 +44,7 @@ class Request:
         "session",
         "swapped",
         "target",
+        "tenant",
         "way_back",
     )
 
@@ -56,6 +59,8 @@ class Request:
         priority: int = 0,
         session: str | None = None,
         adapter: str | None = None,
+        tenant: str | None = None,
+        deadline: float = math.inf,
     ) -> None:
         self.request_id = request_id
         self.arrival = arrival
@@ -66,6 +71,8 @@ class Request:
         self.priority = priority  # larger = more urgent
         self.session = session
         self.adapter = adapter  # None: the base model
+        self.tenant = tenant
+        self.deadline = deadline  # seconds after arrival
         self.way_back = 0.0  # seconds until its client sees its first token; inf: not before it has all
 
         self.start_over()
@@ -103,4 +110,6 @@ class Request:
             self.priority,
             self.session,
             self.adapter,
+            self.tenant,
+            self.deadline,
         )

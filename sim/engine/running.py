@@ -7,16 +7,23 @@ The work of a step does not grow with the batch: decoding requests are counted, 
 where the budget or the blocks do not suffice for all are the running requests visited in order.
 """
 
+import sys
+
 from calibrate.skew import Spread
 from sim.engine.adapter_queue import AdapterQueue
+from sim.engine.batching.make import batch_queue
 from sim.engine.block_pool import BlockPool
 from sim.engine.config import EngineConfig
 from sim.engine.decode_batch import DecodeBatch
 from sim.engine.kv_pool import make_pool
+from sim.engine.offload.kv_offload import KvOffload
+from sim.engine.ordering import ORDERINGS
+from sim.engine.ordering.waiting_queue import WaitingQueue
 from sim.engine.plan import Chunk, Plan
+from sim.engine.pruning.capped_batch import CappedBatch
 from sim.engine.request import Request
-from sim.engine.scheduling_policy import SCHEDULING_POLICIES, WaitingQueue
 from sim.engine.session_retention import SessionRetention
+from sim.engine.speculative.batch import SpeculativeBatch
 from sim.engine.swap_space import SwapSpace
 
 
@@ -28,18 +35,35 @@ class RunningRequests:
         self.config = config
         self._size = config.block_size
         self.pool = make_pool(config)
-        self.swap = SwapSpace(config.swap_blocks)
+        self.swap = SwapSpace(config.swap_blocks if config.preemption != "recompute" else 0)
+        self.offload: KvOffload | None = None
+        if config.kv_offload is not None:
+            self.offload = KvOffload(config.kv_offload, self.pool, self._size, config.swap_blocks)
         self.retention: SessionRetention | None = None
         if config.session_retention is not None:
             assert isinstance(self.pool, BlockPool)
             self.retention = SessionRetention(config.session_retention, self.pool)
-        make_queue, self._choose_victim = SCHEDULING_POLICIES[config.scheduling_policy]
+        make_queue, self._choose_victim, self._service = ORDERINGS[config.scheduling_policy](config)
         self._adapters = None if config.max_loras is None else AdapterQueue(make_queue, config.max_loras)
         self._waiting: WaitingQueue = make_queue() if self._adapters is None else self._adapters
         self._running: dict[Request, None] = {}  # in order of admission
+        # None: who waits may join every step.
+        self.batches = batch_queue(config, make_queue, self._waiting, self._running)
+        if self.batches is not None:
+            self._waiting = self.batches
         self._prefilling: dict[Request, None] = {}  # those of them whose prompt is not computed yet
-        self._batch = DecodeBatch(self.pool, self._size, spread=spread)  # the others, but for the ended
+        self.speculation: SpeculativeBatch | None = None  # the batch below, where it guesses tokens
+        if config.speculative is not None:
+            self.speculation = SpeculativeBatch(self.pool, self._size, config.speculative, spread=spread)
+        # Tokens that one sequence holds at most.
+        most = None if config.pruning is None else config.pruning.most_tokens(self._size)
+        self._most = sys.maxsize if most is None else most
+        # The others, but for the ended.
+        self._batch = self.speculation or DecodeBatch(self.pool, self._size, spread=spread, service=self._service)
+        if most is not None:
+            self._batch = CappedBatch(self.pool, self._size, most, service=self._service)
         self._admissions = 0
+        self._budget = config.max_num_batched_tokens  # of the next step
         self._chunk_limit = config.long_prefill_token_threshold or config.max_num_batched_tokens
         self._ended: set[Request] = set()  # with their last token under way
 
@@ -60,6 +84,8 @@ class RunningRequests:
 
     def decoding(self, plan: Plan) -> list[Request]:
         """The requests of which `plan` computes one token."""
+        if plan.paused:
+            return []
         idle = self._prefilling.keys() | self._ended
         out = [request for request in self._running if request not in idle]
         if plan.starved:
@@ -95,7 +121,7 @@ class RunningRequests:
             self.retention.expire(now)
             self.retention.drop_all("restart")
         self.pool.forget()
-        plan.decodes = plan.kv_tokens = 0
+        plan.decodes = plan.full = plan.kv_tokens = 0
         plan.spread = None
         plan.chunks, plan.starved, plan.swapped_out, plan.swapped_in = [], [], (), ()
         plan.preempted += len(lost)
@@ -103,13 +129,15 @@ class RunningRequests:
 
     # What each gets of a step.
 
-    def _grant_all(self) -> Plan | None:
-        """Every running request gets what it asks; None, with nothing changed but idle sessions given up, if budget or
-        blocks are too few."""
+    def _grant_all(self, prompts: bool = True) -> Plan | None:
+        """Every running request gets what it asks, with `prompts` or without; None, with nothing changed but idle
+        sessions given up, if budget or blocks are too few."""
+        if self.speculation is not None:
+            return None  # who decodes may ask for any number of tokens
         batch = self._batch
-        plan = Plan(self.config.max_num_batched_tokens - batch.count)
+        plan = Plan(self._budget - batch.count)
         blocks = batch.at_edge[batch.step % self._size]
-        if not self._prefilling:
+        if not self._prefilling or not prompts:
             if blocks > self.pool.free and not self._make_room(blocks):
                 return None
         else:
@@ -130,30 +158,52 @@ class RunningRequests:
                 self.pool.cache_full_blocks(chunk.request.holding, chunk.start + chunk.tokens)
         if blocks:
             batch.take(blocks)
-        plan.decodes, plan.kv_tokens = batch.count, batch.kv_tokens
+        plan.decodes, plan.full, plan.kv_tokens = batch.count, batch.full, batch.kv_tokens
         if batch.spread is not None:
             plan.spread = batch.spread.at(batch.step, batch.count)
         return plan
 
-    def _grant_in_order(self) -> Plan:
-        """Serve the running requests in order of admission, preempting while blocks are missing."""
-        batch = self._batch
-        plan = Plan(self.config.max_num_batched_tokens)
+    def _grant_prompts(self) -> Plan:
+        """Prompts alone, in order of admission, until budget or blocks are too few: nobody is preempted for them."""
+        plan = Plan(self._budget)
+        for request in self._prefilling:
+            tokens = min(request.target - request.computed, self._chunk_limit, plan.budget)
+            missing = self.pool.blocks_missing(request.holding, request.computed + tokens)
+            if not tokens or (missing > self.pool.free and not self._make_room(missing)):
+                break
+            self.pool.hold(request.holding, request.computed + tokens)
+            self.pool.cache_full_blocks(request.holding, request.computed + tokens)
+            plan.budget -= tokens
+            plan.chunks.append(Chunk(request, request.computed, tokens))
+        return plan
+
+    def _grant_in_order(self, prompts: bool = True) -> Plan:
+        """Serve the running requests in order of admission, with `prompts` or without, preempting while blocks are
+        missing."""
+        batch, speculation = self._batch, self.speculation
+        plan = Plan(self._budget)
         granted: dict[Request, int] = {}
         blocked = False
         for request in list(self._running):
             if request not in self._running or request in self._ended or self._elsewhere(request):
                 continue  # preempted meanwhile, or nothing left to compute
             decoding = request not in self._prefilling
+            if not decoding and not prompts:
+                continue
             computed = self.context(request) if decoding else request.computed
-            wanted = 1 if decoding else min(request.target - computed, self._chunk_limit)
+            if not decoding:
+                wanted = min(request.target - computed, self._chunk_limit)
+            else:
+                wanted = 1 if speculation is None else speculation.wanted(request)
             tokens = 0 if blocked else min(wanted, plan.budget)
             if not tokens:
                 if decoding:
                     plan.starved.append(request)
                 continue
-            if decoding:
-                missing = int(computed % self._size == 0)
+            if decoding and speculation is not None:
+                missing = speculation.blocks_missing(request, tokens)
+            elif decoding:
+                missing = int(computed % self._size == 0 and computed < self._most)
             else:
                 missing = self.pool.blocks_missing(request.holding, computed + tokens)
             if missing > self.pool.free:
@@ -166,7 +216,9 @@ class RunningRequests:
             if request not in self._running:
                 blocked = True  # it gave up its own blocks; vLLM ends the round here
                 continue
-            if decoding:
+            if decoding and speculation is not None:
+                speculation.grant(request, tokens)
+            elif decoding:
                 batch.take(missing)
             else:
                 self.pool.hold(request.holding, computed + tokens)
@@ -180,7 +232,8 @@ class RunningRequests:
         # A victim may have been left out before it was chosen.
         plan.starved = [request for request in plan.starved if request in self._running]
         plan.decodes = batch.count - len(plan.starved)
-        plan.kv_tokens = batch.kv_tokens - sum(self.context(request) for request in plan.starved)
+        plan.full = batch.full - sum(self.context(request) >= self._most for request in plan.starved)
+        plan.kv_tokens = batch.kv_tokens - sum(min(self.context(request), self._most) for request in plan.starved)
         if batch.spread is not None and not plan.starved:
             plan.spread = batch.spread.at(batch.step, batch.count)
         elif batch.spread is not None and plan.decodes:
@@ -223,8 +276,12 @@ class RunningRequests:
             blocks = -(-computed // self._size)
             if copy := self.swap.save(request, computed, blocks):
                 saving.swapped_out = [*saving.swapped_out, copy]
+            elif self.offload is not None:
+                self.offload.preempted(request, computed, saving)
         resumable = computed if self.config.enable_prefix_caching else 0
         self.pool.release(request.holding, resumable_tokens=resumable)
         request.target = request.prompt_tokens + request.generated
         request.computed = 0
         self._waiting.put_back(request)
+        if self._service is not None:
+            self._service.waits_again(request)

@@ -6,7 +6,7 @@ that goes on with them. A step that preempts admits nobody, so no step copies bo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class SwapSpace:
 
     def __init__(self, blocks: int) -> None:
         self.total = blocks
+        self.worth: Callable[[int, int], bool] | None = None  # whether so many tokens, in so many blocks, are copied
         self._free = list(range(blocks - 1, -1, -1))
 
     @property
@@ -49,8 +50,8 @@ class SwapSpace:
 
     def save(self, request: Request, tokens: int, blocks: int) -> BlockCopy | None:
         """Take host blocks for the first `tokens` tokens of a request, which are in its first blocks; None if there is
-        nothing to copy or no room."""
-        if not 0 < blocks <= self.free:
+        nothing to copy, no room, or it is not worth it."""
+        if not 0 < blocks <= self.free or (self.worth is not None and not self.worth(tokens, blocks)):
             return None
         request.swapped = Swapped(tokens, self.take(blocks))
         return BlockCopy(request.holding.block_table()[:blocks], request.swapped.host)

@@ -26,13 +26,14 @@ def check_fit(requests: pl.DataFrame, engine: EngineConfig) -> None:
         )
     # The last token is never computed, so it needs no place.
     budget, pool = engine.max_num_batched_tokens, (engine.kv_blocks - engine.reserved_blocks) * engine.block_size
-    if not engine.enable_chunked_prefill and (budget < pool or not engine.kv_cache):
+    most = None if engine.pruning is None else engine.pruning.most_tokens(engine.block_size)
+    if not engine.enable_chunked_prefill and (budget < pool or most is not None or not engine.kv_cache):
         what = f"max_num_batched_tokens is {budget} and chunked prefill is off"
         _refuse(requests.filter(tokens - 1 > budget), what)
     if engine.kv_reservation != "paged":
         what = f"kv_reservation is {engine.kv_reservation} and the KV pool has {pool} token slots"
         _refuse(requests.filter(_reserved(requests, engine) > pool), what)
-    elif engine.kv_cache:
+    elif engine.kv_cache and (most is None or most > pool):
         what = f"the KV pool has {engine.kv_blocks} blocks of {engine.block_size}"
         _refuse(requests.filter(tokens - 1 > pool), what)
 

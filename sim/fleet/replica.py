@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 from sim.engine.clock import Clock
 from sim.engine.config import EngineConfig
+from sim.engine.offload.host_link import NO_TIERS, HostLinkSettings
+from sim.engine.offload.process import OffloadingEngine
 from sim.engine.pipelined import PipelinedEngine
 from sim.engine.process import Engine
 from sim.engine.remote_prompts import KvConnector
 from sim.engine.request import Request
+from sim.engine.speculative.process import SpeculativeEngine
 from sim.engine.step_costs import StepCosts
 from sim.engine.step_times import StepTimes
 from sim.fleet.weights.cache import WeightCache
@@ -30,7 +33,8 @@ class ReplicaKind:
     `costs` makes what a replica's steps take beyond `step_times`, and is told since when it is there; `weights` makes
     the cache of models that stands before its engine, where there is one. `gpu_hour_price` is of one of its `gpus`;
     None: not given. `power` is what it draws; None: not known. `connect` makes what carries the KV blocks of a replica,
-    where one computes prompts for another. `kv_blocks` are all that it has; None: it has no pool of them.
+    where one computes prompts for another. `kv_blocks` are all that it has; None: it has no pool of them. `host_link`
+    is what a replica's KV blocks are copied over where they are offloaded.
     """
 
     engine: EngineConfig
@@ -42,6 +46,7 @@ class ReplicaKind:
     power: ReplicaPower | None = None
     connect: Callable[[Replica], KvConnector] | None = None
     kv_blocks: int | None = None
+    host_link: HostLinkSettings = NO_TIERS
 
 
 class Replica:
@@ -56,6 +61,10 @@ class Replica:
         self._world = world
         self._on_finish = on_finish
         engine = PipelinedEngine if kind.engine.pipeline_parallel > 1 else Engine
+        if kind.engine.speculative is not None:
+            engine = SpeculativeEngine
+        elif kind.engine.kv_offload is not None or kind.engine.preemption == "auto":
+            engine = OffloadingEngine
         self.engine = engine(
             world.clock,
             number,
@@ -67,6 +76,8 @@ class Replica:
             costs=kind.costs(number, world.events, world.clock.now),
             leap=world.leap,
         )
+        if isinstance(self.engine, OffloadingEngine):
+            self.engine.connect(kind.host_link)
         self._cache: WeightCache | None = None
         if kind.weights is not None:
             self._cache = kind.weights(world.clock, number, world.events, self.engine.submit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ class RequestRows:
     """Rows of a request table (`traces.table`), kept as columns; `make` makes the request of a row.
 
     A column `adapter`, where there is one, names those of the engine's adapters (`sim.fleet.weights.adapters`).
+    `tenant` and `deadline` are for the scheduling policies that ask for them.
     """
 
     def __init__(self, rows: pl.DataFrame) -> None:
@@ -33,6 +35,8 @@ class RequestRows:
         self._priority = column("priority", 0)
         self._session = rows["session"] if "session" in rows.columns else None
         self._adapter = rows["adapter"] if "adapter" in rows.columns else None
+        self._tenant = rows["tenant"] if "tenant" in rows.columns else None
+        self._deadline = column("deadline", math.inf) if "deadline" in rows.columns else None
         self._ids: np.ndarray | None = None
         if "prefix_ids" in rows.columns:
             self._ids, self._ends = _flat(rows["prefix_ids"])
@@ -54,6 +58,8 @@ class RequestRows:
             self._priority.item(row),
             None if self._session is None else self._session[row],
             None if self._adapter is None else self._adapter[row],
+            None if self._tenant is None else self._tenant[row],
+            math.inf if self._deadline is None else self._deadline.item(row),
         )
 
 

@@ -35,6 +35,12 @@ class Run:
     replicas: pl.DataFrame | None = None  # of a simulated fleet
     has_events: bool = True  # else nobody wrote any down, and `events` is empty
 
+    @property
+    def quality(self) -> str | None:
+        """What the pruning of its model was measured to cost, in words; null where nothing is pruned."""
+        stated = (assumption.value for assumption in self.assumptions if assumption.name == "engine.pruning.quality")
+        return next((str(value) for value in stated), None)
+
 
 # Attribute of a run → the columns of its table, where it has one.
 _OPTIONAL = {"memory": MEMORY, "sessions": SESSIONS, "replicas": REPLICAS}

@@ -24,6 +24,7 @@ Unit = Literal[
     "bytes/min",
     "replicas",
     "attempts",
+    "tokens",
     "changes",
     "GPU h",
     "J",
@@ -109,6 +110,18 @@ METRICS: dict[str, Metric] = {
     "kv_transfer.seconds.p99": Metric("KV transfer p99", "s", "smaller"),
     "kv_transfer.wait.mean": Metric("From prefill to decode mean", "s", "smaller"),
     "kv_transfer.wait.p99": Metric("From prefill to decode p99", "s", "smaller"),
+    "kv_offload.found": Metric("Prompt tokens found or fetched", "share", "larger"),
+    "kv_offload.fetched": Metric("Tokens fetched from a tier", "tokens", "neither"),
+    "kv_offload.prefetched": Metric("Tokens fetched before any asked", "tokens", "neither"),
+    "kv_offload.from_disk": Metric("Tokens of these from disk", "tokens", "neither"),
+    "kv_offload.written": Metric("Tokens written to host memory", "tokens", "smaller"),
+    "kv_offload.stored": Metric("Tokens stored on disk", "tokens", "smaller"),
+    "kv_offload.wait.mean": Metric("Wait for a fetch mean", "s", "smaller"),
+    "kv_offload.wait.p99": Metric("Wait for a fetch p99", "s", "smaller"),
+    "speculation.drafted": Metric("Drafted tokens", "tokens", "neither"),
+    "speculation.acceptance": Metric("Drafts accepted", "share", "larger"),
+    "speculation.tokens_per_step": Metric("Tokens a sequence and step", "tokens", "larger"),
+    "speculation.seconds": Metric("Time of drafting", "s", "smaller"),
     "reliability.crashes": Metric("Replicas that crashed", "replicas", "smaller"),
     "reliability.lost": Metric("Requests on crashed replicas", "requests", "smaller"),
     "reliability.down": Metric("From crash to replacement mean", "s", "smaller"),
@@ -129,7 +142,9 @@ METRICS: dict[str, Metric] = {
 }
 
 # First words of metrics that a run has only where it models what they measure.
-OPTIONAL = frozenset({"energy", "kv_transfer", "memory", "placement", "reliability", "scaling", "weights"})
+OPTIONAL = frozenset(
+    {"energy", "kv_offload", "kv_transfer", "memory", "placement", "reliability", "scaling", "speculation", "weights"}
+)
 
 
 def describe(name: str) -> Metric:

@@ -209,7 +209,8 @@ class EventRecorder:
             self.append(start, replica, "missed", amount=plan.missed)
         if plan.swapped_out or plan.swapped_in:
             blocks = sum(len(copy.host) for copies in (plan.swapped_out, plan.swapped_in) for copy in copies)
-            self.append(start, replica, "copy", seconds=copy_seconds, amount=blocks)
+            ways = [way for way, copies in (("out", plan.swapped_out), ("in", plan.swapped_in)) if copies]
+            self.append(start, replica, "copy", seconds=copy_seconds, amount=blocks, detail=" and ".join(ways))
 
     def of_schedule(self, replica: int, plan: StepPlan) -> None:
         """Whom the scheduler preempted and admitted again when it made the plan."""

@@ -44,6 +44,7 @@ def write_sweep_report(
     baseline: int | None,
     slo: Slo,
     path: Path,
+    quality: Mapping[int, str | None] | None = None,
     title: str = "Sweep",
 ) -> None:
     """Write the sweep's report as one self-contained HTML file at `path`.
@@ -55,6 +56,7 @@ def write_sweep_report(
         pareto: for each of `pareto.FRONTS`, the ids on it, as `pareto.sweep_fronts` gives them.
         winners: ids, best first; empty if no point meets the SLO.
         baseline: id of the point to compare with, if the study has one.
+        quality: of winners and baseline by id, what the pruning of the model costs; null where nothing is pruned.
     """
     ok = points.filter(pl.col("status") == "ok")
     failed = points.filter(pl.col("status") != "ok").sort("point")
@@ -71,7 +73,7 @@ def write_sweep_report(
     if baseline is not None:
         compared = {"baseline": by_id[baseline], **compared}
     if compared:
-        _comparison(page, compared, parameters)
+        _comparison(page, compared, parameters, quality or {})
 
     page.heading("Pareto fronts")
     for name, ids in pareto.items():
@@ -142,8 +144,16 @@ def _tone(name: str, value: float, before: float | None) -> Tone:
     return "good" if (value < before) == (better == "smaller") else "bad"
 
 
-def _comparison(page: Page, compared: Mapping[str, dict[str, Any]], parameters: Sequence[str]) -> None:
+def _comparison(
+    page: Page,
+    compared: Mapping[str, dict[str, Any]],
+    parameters: Sequence[str],
+    quality: Mapping[int, str | None],
+) -> None:
     rows = [[name, *(_text(row[name]) for row in compared.values())] for name in ("point", *parameters)]
+    costs = [quality.get(row["point"]) for row in compared.values()]
+    if any(costs):
+        rows.append(["quality of the pruned model", *(_text(cost) for cost in costs)])
     page.table(["parameter", *compared], rows)
     _metrics_table(page, compared, _HEADLINES)
 

@@ -43,11 +43,14 @@ def print_winners(folder: Path) -> None:
     table.columns[1].overflow = "fold"
     winners = json.loads((folder / "winners.json").read_text(encoding="utf-8"))
     for winner in winners:
-        numbers = flatten(read_run(folder / winner["run"]).metrics)
+        run = read_run(folder / winner["run"])
+        numbers = flatten(run.metrics)
         setting = (
             "\n".join(f"{key.rpartition('.')[2]} = {value}" for key, value in winner["parameters"].items())
             or "as in the scenario"
         )
+        if run.quality is not None:
+            setting += f"\n{run.quality}"
         table.add_row(winner["name"], setting, *(metric_text(name, numbers[name]) for name in shown))
     if not any(winner["name"] != "baseline" for winner in winners):
         click.echo("no point meets the SLO")

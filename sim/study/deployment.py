@@ -11,6 +11,7 @@ from calibrate.memory import kv_block_count, working_memory
 from calibrate.model import ModelShape, load_model
 from calibrate.parallelism import Parallelism
 from calibrate.profile import Profile, load_profile
+from calibrate.streamed_latency import freed_bytes
 from ground.assumption import Assumption
 from ground.errors import UserError
 from sim.engine.config import EngineConfig
@@ -18,7 +19,9 @@ from sim.engine.device_memory import MemorySettings
 from sim.engine.shape_cache import ShapeSettings
 from sim.study.engine_memory import resolve_memory, resolve_shapes, unlimited_kv_blocks
 from sim.study.interconnect import engine_collectives, step_latency_of
+from sim.study.pruned_layers import resolve_pruning
 from sim.study.scenario import EngineSettings, Scenario
+from sim.study.speculation import draft_kv_bytes, engine_of_scenario, room_beside_draft
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,16 @@ class Deployment:
 
 def deploy(scenario: Scenario) -> Deployment:
     """Raises UserError: the profile is of another model or lacks a kernel, or the model does not fit the device."""
-    settings = scenario.engine
+    settings = engine_of_scenario(scenario)
     model = load_model(scenario.model)
     profile = load_profile(scenario.profile, model, settings.tensor_parallel, Path())
-    return deploy_profile(settings, model, profile)
+    return deploy_profile(settings, model, profile, scenario.quality)
 
 
-def deploy_profile(settings: EngineSettings, model: ModelShape, profile: Profile) -> Deployment:
-    """The same of a model and profile in memory."""
+def deploy_profile(
+    settings: EngineSettings, model: ModelShape, profile: Profile, quality: str | None = None
+) -> Deployment:
+    """The same of a model and profile in memory; `quality`: the file that says what pruning was measured to do."""
     if settings.data_parallel > 1 and not model.experts:
         raise UserError(
             f"engine.data_parallel is {settings.data_parallel} and {model.name} has no experts to share; "
@@ -52,6 +57,11 @@ def deploy_profile(settings: EngineSettings, model: ModelShape, profile: Profile
             f"engine.pipeline_parallel is {settings.pipeline_parallel} and {model.name} has {model.layers} layers; "
             "expected at least a layer for every stage"
         )
+    streamed = 0 if settings.weight_offload is None else settings.weight_offload.layers
+    if streamed > model.layers:
+        raise UserError(
+            f"engine.weight_offload.layers is {streamed} and {model.name} has {model.layers}; expected no more"
+        )
     parallelism = Parallelism(
         settings.tensor_parallel,
         settings.data_parallel,
@@ -60,15 +70,20 @@ def deploy_profile(settings: EngineSettings, model: ModelShape, profile: Profile
         settings.pipeline_parallel,
         settings.expert_exchange,
     )
-    copies = None
-    if settings.swap_blocks:
-        block_bytes = settings.block_size * model.kv_bytes_per_token(settings.tensor_parallel)
+    use, pruned = resolve_pruning(settings, model, quality)
+    copies, tp = None, settings.tensor_parallel
+    if settings.swap_blocks or settings.kv_offload is not None:
+        token_bytes = model.kv_bytes_per_token(tp) if use is None else use.kv_bytes_per_token(model, tp)
+        if settings.speculative is not None:
+            token_bytes += draft_kv_bytes(settings.speculative, model, tp)
+        block_bytes = settings.block_size * token_bytes
         copies = CopyLaw(profile, block_bytes, settings.host_bandwidth)
     collectives, linked = engine_collectives(settings, profile)
     step_times = step_latency_of(
         settings,
         profile,
         model,
+        use=use,
         parallelism=parallelism,
         collectives=collectives,
         graph_sizes=settings.graph_sizes,
@@ -78,7 +93,7 @@ def deploy_profile(settings: EngineSettings, model: ModelShape, profile: Profile
         skew=settings.model_skew,
         copies=copies,
     )
-    assumptions = [*step_times.assumptions, *linked]
+    assumptions = [*step_times.assumptions, *linked, *pruned]
     blocks = settings.kv_blocks
     if not settings.kv_cache:
         blocks = unlimited_kv_blocks(settings, model)
@@ -99,8 +114,14 @@ def deploy_profile(settings: EngineSettings, model: ModelShape, profile: Profile
             settings.max_num_seqs,
             data=settings.data_parallel,
             stages=settings.pipeline_parallel,
+            use=use,
+            freed=freed_bytes(model, settings.tensor_parallel, streamed),
         )
         assumptions += terms
+        if settings.speculative is not None:
+            tp, size = settings.tensor_parallel, settings.block_size
+            blocks, terms = room_beside_draft(blocks, settings.speculative, model, tp, size)
+            assumptions += terms
     else:
         assumptions.append(Assumption("engine.kv_blocks", blocks, "blocks", "user", "given in the scenario"))
     config = EngineConfig(kv_blocks=blocks, **settings.limits)

@@ -72,5 +72,14 @@ def _check_engine(key: str, engine: EngineSettings) -> None:
         raise UserError(
             f"{key}: memory is given; expected none, since an engine that starts anew loses what others read"
         )
+    if engine.pruning is not None:
+        raise UserError(f"{key}: pruning is given; expected none, as one pool reads what the other keeps of a prompt")
+    if engine.kv_offload is not None:
+        raise UserError(f"{key}: kv_offload is given; expected none, as blocks come from elsewhere and go there")
     if engine.pipeline_parallel > 1:
         raise UserError(f"{key}: pipeline_parallel is {engine.pipeline_parallel}; expected 1")
+    if engine.batching.policy != "continuous":
+        raise UserError(
+            f"{key}: batching.policy is {engine.batching.policy}; expected continuous, as blocks come from elsewhere "
+            "and go there whenever they are ready"
+        )

@@ -8,15 +8,19 @@ import polars as pl
 
 from calibrate.collective_law import Collectives, line
 from calibrate.latency import StepLatency
+from calibrate.layer_use import LayerUse
 from calibrate.links import collectives_of
 from calibrate.model import ModelShape
 from calibrate.overlap import OverlapLatency
 from calibrate.parallelism import Parallelism
 from calibrate.pipeline_latency import PipelineLatency
 from calibrate.profile import Profile
+from calibrate.pruned_latency import PrunedLatency
+from calibrate.streamed_latency import StreamedLatency
 from ground.assumption import Assumption
 from sim.fleet.links.settings import LinkSettings
 from sim.study.scenario import EngineSettings
+from sim.study.speculation import verify_latency
 
 
 def engine_collectives(settings: EngineSettings, profile: Profile) -> tuple[Collectives | None, list[Assumption]]:
@@ -46,11 +50,25 @@ def _over(
 
 
 def step_latency_of(
-    settings: EngineSettings, profile: Profile, model: ModelShape, *, parallelism: Parallelism, **rest: Any
+    settings: EngineSettings,
+    profile: Profile,
+    model: ModelShape,
+    *,
+    parallelism: Parallelism,
+    use: LayerUse | None = None,
+    **rest: Any,
 ) -> StepLatency:
-    """The step times of an engine; `rest` are settings of `StepLatency`, whose errors it raises."""
+    """The step times of an engine; `use` is what a pruned one runs, `rest` are settings of `StepLatency`, whose errors
+    this raises."""
+    if use is not None:
+        return PrunedLatency(profile, model, use=use, parallelism=parallelism, **rest)
+    if settings.speculative is not None:
+        return verify_latency(settings.speculative, profile, model, parallelism=parallelism, **rest)
     if settings.pipeline_parallel > 1:
         return PipelineLatency(profile, model, parallelism=parallelism, **rest)
+    if settings.weight_offload is not None:
+        layers, bandwidth = settings.weight_offload.layers, settings.host_bandwidth
+        return StreamedLatency(profile, model, layers=layers, host_bandwidth=bandwidth, parallelism=parallelism, **rest)
     if settings.overlap_collectives:
         least = settings.overlap_min_tokens
         return OverlapLatency(profile, model, parallelism=parallelism, min_tokens=least, **rest)

@@ -14,6 +14,7 @@ from sim.fleet.replica import ReplicaKind
 from sim.results.energy import ReplicaPower
 from sim.study.deployment import Deployment
 from sim.study.engine_memory import check_contexts, has_pool
+from sim.study.host_tiers import host_link_of, of_tiers
 from sim.study.host_weights import HostWeights
 from sim.study.scaling import Scaling
 from sim.study.scenario import FleetSettings, Scenario
@@ -52,10 +53,12 @@ class PoolParts:
             scenario.gpu_hour_price,
             None if power is None else ReplicaPower(power, settings.gpus, settings.data_parallel),
             kv_blocks=self.kv_blocks,
+            host_link=host_link_of(settings, deployment.step_times),
         )
         self.scaling = Scaling(scenario, deployment, key)
         self.assumptions: Sequence[Assumption] = [
             *deployment.assumptions,
+            *of_tiers(settings, deployment.step_times),
             *(() if hosted is None else hosted.assumptions),
             *(() if power is None else power.assumptions()),
             *_of_adapters(deployment),

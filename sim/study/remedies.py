@@ -46,7 +46,18 @@ def _prefix_cache(scenario: Scenario) -> Settings:
 def _keep_sessions(scenario: Scenario) -> Settings:
     engine = scenario.engine
     possible = engine.kv_cache and engine.enable_prefix_caching and engine.kv_reservation == "paged"
+    possible = possible and engine.kv_offload is None
     return _if(possible and engine.session_retention is None, {"engine.session_retention": {"policy": "lru"}})
+
+
+def _kv_in_host_memory(scenario: Scenario) -> Settings:
+    engine = scenario.engine
+    others = (engine.session_retention, engine.speculative, engine.memory, engine.weight_offload, engine.pruning)
+    one_engine = engine.data_parallel == engine.pipeline_parallel == 1 and scenario.fleet.disaggregation is None
+    possible = one_engine and engine.enable_prefix_caching and engine.batching.policy == "continuous"
+    possible = possible and engine.kv_offload is None and not any(others) and engine.host_bandwidth is not None
+    blocks = engine.kv_blocks or 0  # how many are predicted is not known here
+    return _if(possible and blocks > 0, {"engine.kv_offload.host_blocks": 4 * blocks})
 
 
 def _session_ttl(scenario: Scenario) -> Settings:
@@ -83,7 +94,17 @@ def _more_sequences(scenario: Scenario) -> Settings:
 
 
 def _fewer_sequences(scenario: Scenario) -> Settings:
-    return _if(scenario.engine.max_num_seqs > 1, {"engine.max_num_seqs": scenario.engine.max_num_seqs // 2})
+    engine = scenario.engine
+    half = engine.max_num_seqs // 2
+    settings: Settings = {"engine.max_num_seqs": half}
+    cap = None if engine.batching.policy == "continuous" else engine.batching.cap
+    if cap is not None and cap > half:
+        settings |= {"engine.batching.cap": half}
+    return _if(half > 0, settings)
+
+
+def _join_at_once(scenario: Scenario) -> Settings:
+    return _if(scenario.engine.batching.policy != "continuous", {"engine.batching": {"policy": "continuous"}})
 
 
 def _reserve_prompt(scenario: Scenario) -> Settings:
@@ -206,6 +227,7 @@ REMEDIES: tuple[Remedy, ...] = (
     Remedy("paged KV", "KV memory in blocks as it is needed, instead of reserved in advance", _paged),
     Remedy("prefix cache", "find the blocks of equal prefixes again", _prefix_cache),
     Remedy("keep sessions", "hold a session's KV blocks between its turns", _keep_sessions),
+    Remedy("KV in host memory", "four times the KV blocks behind the prefix cache", _kv_in_host_memory),
     Remedy("session TTL", "give up a session's blocks after 10 idle minutes", _session_ttl),
     Remedy("priority eviction", "give up the blocks of the least urgent sessions first", _session_priority),
     Remedy("asynchronous scheduling", "schedule the next step while this one runs", _async),
@@ -213,6 +235,7 @@ REMEDIES: tuple[Remedy, ...] = (
     Remedy("smaller chunks", "a quarter of the token budget of a step", _smaller_budget),
     Remedy("more sequences", "twice as many at once", _more_sequences),
     Remedy("fewer sequences", "half as many at once", _fewer_sequences),
+    Remedy("continuous batching", "let who waits join every step, instead of gathering for a batch", _join_at_once),
     Remedy("admit whole prompts", "admit a request only where its whole prompt finds blocks", _reserve_prompt),
     Remedy("length buckets", "pad to powers of two, so that few shapes are ever met", _buckets),
     Remedy("few shapes kept", "keep the 64 most recent shapes", _few_shapes),

@@ -15,6 +15,7 @@ from ground.spec import Spec, check_spec, read_yaml
 from sim.engine.config import EngineLimits, decide_prefix_caching
 from sim.engine.device_memory import MemorySettings
 from sim.engine.host_work import HostWorkSettings
+from sim.engine.offload.settings import WeightOffloadSettings
 from sim.engine.presets import GRAPHS_DECODE_ONLY, PRESETS, capture_sizes
 from sim.engine.shape_cache import ShapeSettings
 from sim.fleet.admission_settings import AdmissionSettings
@@ -39,6 +40,9 @@ _PATHS = (
     "trace.synth.lengths.resample.file",
     "profile",
     "model",
+    "quality",
+    "engine.speculative.draft_model",
+    "engine.speculative.draft_profile",
     "fleet.autoscaler.history.file",
     "fleet.autoscaler.history.synth.lengths.resample.file",
 )
@@ -86,6 +90,9 @@ class EngineSettings(EngineLimits):
     )
     shapes: ShapeSettings | None = Field(
         default=None, description="what is built for every shape; all graphs were captured before if not given"
+    )
+    weight_offload: WeightOffloadSettings | None = Field(
+        default=None, description="layers whose weights stream from host memory; all are on the device if not given"
     )
     model_skew: bool = Field(default=True, description="whether unequal contexts make decode attention slower")
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
@@ -166,6 +173,20 @@ class EngineSettings(EngineLimits):
                 raise ValueError(f"{name} is given and data_parallel is {self.data_parallel}; expected 1")
             if getattr(self, name) is not None and self.pipeline_parallel > 1:
                 raise ValueError(f"{name} is given and pipeline_parallel is {self.pipeline_parallel}; expected 1")
+        others = {
+            "pipeline_parallel": self.pipeline_parallel > 1,
+            "data_parallel": self.data_parallel > 1,
+            "speculative": self.speculative is not None,
+            "pruning": self.pruning is not None,
+            "overlap_collectives": self.overlap_collectives,
+            "swap_blocks": self.swap_blocks > 0,
+            "kv_offload": self.kv_offload is not None,
+            "memory": self.memory is not None,
+        }
+        if self.weight_offload is not None and (given := [name for name, is_given in others.items() if is_given]):
+            raise ValueError(f"weight_offload is given, and so is {given[0]}; expected one of them")
+        if self.memory is not None and self.kv_offload is not None:
+            raise ValueError("memory and kv_offload are both given; expected one, as a restart would lose the tiers")
         if self.memory is not None and self.memory.kv == "grown":
             if self.kv_blocks is not None:
                 raise ValueError(f"memory.kv is grown and kv_blocks is {self.kv_blocks}; expected none, as for no pool")
@@ -173,6 +194,14 @@ class EngineSettings(EngineLimits):
                 raise ValueError("memory.kv is grown; expected enable_prefix_caching false and no swap_blocks")
             if not self.kv_cache or self.kv_reservation != "paged":
                 raise ValueError("memory.kv is grown; expected kv_cache true and kv_reservation paged, its default")
+        return self
+
+    @model_validator(mode="after")
+    def _speculation_fits_costs(self) -> EngineSettings:
+        others = {"memory": self.memory, "shapes": self.shapes, "overlap_collectives": self.overlap_collectives or None}
+        for name, given in others.items():
+            if self.speculative is not None and given is not None:
+                raise ValueError(f"speculative is given, and so is {name}; expected one of them")
         return self
 
 
@@ -248,6 +277,9 @@ class Scenario(Spec):
     engine: EngineSettings = EngineSettings()
     fleet: FleetSettings = FleetSettings()
     slo: Slo = Slo()
+    quality: str | None = Field(
+        default=None, description="quality.json of simctl validate quality: what pruning costs this model"
+    )
     gpu_hour_price: float | None = Field(default=None, gt=0, description="price of one GPU for one hour")
     electricity_price: float | None = Field(
         default=None, gt=0, description="price of one kWh that the GPUs draw, apart from that of the GPUs"
@@ -331,7 +363,7 @@ def absolute_path(key: str, value: Any, base_dir: Path) -> Any:
     if (key not in _PATHS and not of_a_pool) or not isinstance(value, str):
         return value
     # A profile or model may be a bundled name; only what exists beside the scenario is meant as a path.
-    is_path = key.endswith(".file") or (base_dir / value).exists()
+    is_path = key.endswith(".file") or key == "quality" or (base_dir / value).exists()
     return str((base_dir / value).resolve()) if is_path else value
 
 

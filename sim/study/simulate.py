@@ -7,15 +7,18 @@ from pathlib import Path
 
 from ground.assumption import Assumption
 from sim.fleet.fleet import Fleet, FleetRun
+from sim.fleet.order_columns import with_order_columns
 from sim.fleet.places.placement_settings import PlacementSettings
 from sim.fleet.weights.adapters import with_adapters
 from sim.results import (
     energy,
     metrics,
+    offload_metrics,
     placement_metrics,
     reliability_metrics,
     scaling_metrics,
     sleeping,
+    speculation_metrics,
     transfer_metrics,
     weight_metrics,
 )
@@ -102,6 +105,9 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
             initial={name: pool.replicas for name, pool in pools.items()},
             asleep=asleep,
         )
+    sizes = {pool.kind.engine.block_size for pool in parts.pools if pool.kind.engine.kv_offload is not None}
+    if len(sizes) == 1:
+        numbers["kv_offload"] = offload_metrics.compute(result.requests, result.events, block_size=sizes.pop())
     requests = result.requests
     if scenario.fleet.disaggregation is not None:
         numbers["kv_transfer"] = transfer_metrics.compute(result.requests, result.events)
@@ -111,6 +117,8 @@ def simulate(scenario: Scenario, trace: Trace | None = None) -> Run:
         numbers["placement"] = placement_metrics.compute(requests, result.replicas, asleep)
     if scenario.fleet.clients is not None or scenario.fleet.failures is not None:
         numbers["reliability"] = reliability_metrics.compute(result.requests, result.events, result.replicas)
+    if any(pool.kind.engine.speculative is not None for pool in parts.pools):
+        numbers["speculation"] = speculation_metrics.compute(result.steps, result.events)
     if result.kv_use is not None:
         numbers["kv"]["use"] = result.kv_use
     return Run(
@@ -131,4 +139,6 @@ def _run(scenario: Scenario, trace: Trace, parts: Serving) -> FleetRun:
     requests = trace.requests
     if any(pool.kind.engine.max_loras is not None for pool in parts.pools):
         requests = with_adapters(requests, parts.pools[0].deployment.step_times.model.name)
+    policies = {pool.kind.engine.scheduling_policy for pool in parts.pools}
+    requests = with_order_columns(requests, policies, scenario.slo.ttft)
     return Fleet(requests, with_failures(scenario.fleet, parts.make), seed=scenario.seed, leap=may_leap).run()

@@ -120,6 +120,28 @@ def load_study(path: Path) -> Study:
     Raises:
         UserError: a file cannot be read, or a key, type or value is wrong; names the key.
     """
+    study = check_spec(Study, read_study(path), str(path))
+    for part in ("parameters", "baseline"):
+        for key in getattr(study, part):
+            if not known_key(key):
+                raise UserError(f"{path}: {part}.{key}: no such key in a scenario")
+    return study.model_copy(
+        update={
+            "parameters": {
+                key: values if isinstance(values, Range) else [absolute_path(key, v, path.parent) for v in values]
+                for key, values in study.parameters.items()
+            },
+            "baseline": absolute_setting(study.baseline, path.parent),
+        }
+    )
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """The YAML mapping of a study, in which `scenario` has become one that is valid and whose paths are absolute.
+
+    Raises:
+        UserError: a file cannot be read, or the scenario is wrong.
+    """
     data = read_yaml(path)
     base_dir, source, scenario = path.parent, str(path), data.get("scenario")
     if isinstance(scenario, str):
@@ -130,23 +152,15 @@ def load_study(path: Path) -> Study:
     # Checked once as it stands, so that its mistakes do not show up as failures of every point. Kept as it stands too:
     # with its defaults spelled out, a point that sets engine.preset would change nothing.
     make_scenario(scenario, {}, base_dir, source)
-    study = check_spec(Study, {**data, "scenario": with_absolute_paths(scenario, base_dir)}, str(path))
-    for part in ("parameters", "baseline"):
-        for key in getattr(study, part):
-            if not _known_key(key):
-                raise UserError(f"{path}: {part}.{key}: no such key in a scenario")
-    return study.model_copy(
-        update={
-            "parameters": {
-                key: values if isinstance(values, Range) else [absolute_path(key, v, path.parent) for v in values]
-                for key, values in study.parameters.items()
-            },
-            "baseline": {key: absolute_path(key, value, path.parent) for key, value in study.baseline.items()},
-        }
-    )
+    return {**data, "scenario": with_absolute_paths(scenario, base_dir)}
 
 
-def _known_key(key: str) -> bool:
+def absolute_setting(setting: dict[str, Any], base_dir: Path) -> dict[str, Any]:
+    """Dotted keys whose paths no longer depend on where they are read."""
+    return {key: absolute_path(key, value, base_dir) for key, value in setting.items()}
+
+
+def known_key(key: str) -> bool:
     """Whether the dotted key's first parts name fields of a scenario; what lies deeper is checked a point at a time."""
     kind: Any = Scenario
     for part in key.split("."):

@@ -23,11 +23,18 @@ from sim.study.points import Point, run_points
 from sim.study.scenario import Scenario, lookup
 from sim.study.simulate import simulate
 from sim.study.study import Study
+from sim.study.workers import Workers
 
 BASELINE = 0  # the point that the study's `baseline` is
 
 
-def sweep(study: Study, folder: Path, *, workers: int = 1, on_point: Callable[[Point], None] = lambda _: None) -> None:
+def sweep(
+    study: Study,
+    folder: Path,
+    *,
+    workers: Workers | None = None,
+    on_point: Callable[[Point], None] = lambda _: None,
+) -> None:
     """Simulate every point of `study` that `folder` does not hold yet, then write its tables and report.
 
     `folder` gets `study.yaml`, `points.jsonl` (one finished point a line, in the order in which they finished),
@@ -75,8 +82,10 @@ def _write_results(study: Study, settings: list[dict[str, Any]], points: list[Po
     if baseline is not None:
         names["baseline"] = baseline
     shutil.rmtree(folder / "winners", ignore_errors=True)
-    for name, index in names.items():
-        _write_full_run(study.scenario_of(settings[index]), folder / "winners" / name)
+    quality = {
+        index: _write_full_run(study.scenario_of(settings[index]), folder / "winners" / name)
+        for name, index in names.items()
+    }
     entries = [
         {"name": name, "point": index, "parameters": settings[index], "run": f"winners/{name}"}
         for name, index in names.items()
@@ -90,13 +99,17 @@ def _write_results(study: Study, settings: list[dict[str, Any]], points: list[Po
             pareto=sweep_fronts(table),
             winners=winners,
             baseline=baseline,
+            quality=quality,
             slo=study.scenario_of({}).slo,
             path=partial,
         )
 
 
-def _write_full_run(scenario: Scenario, folder: Path) -> None:
-    write_run(folder, simulate(scenario))
+def _write_full_run(scenario: Scenario, folder: Path) -> str | None:
+    """What its pruning costs in quality, in words; null where it prunes nothing."""
+    run = simulate(scenario)
+    write_run(folder, run)
+    return run.quality
 
 
 def _points_table(study: Study, settings: list[dict[str, Any]], points: list[Point]) -> pl.DataFrame:
@@ -109,8 +122,13 @@ def _points_table(study: Study, settings: list[dict[str, Any]], points: list[Poi
             parameters = study.scenario_of(setting).resolved()
         rows.append(
             {"point": point["point"]}
-            | {key: setting.get(key, lookup(parameters, key)) for key in study.parameters}
+            | {key: _cell(setting.get(key, lookup(parameters, key))) for key in study.parameters}
             | {"status": point["status"], "error": point["error"]}
             | {name: point["metrics"].get(name) for name in names}
         )
     return pl.DataFrame(rows, infer_schema_length=None, strict=False)
+
+
+def _cell(value: Any) -> Any:
+    """Mappings as text: as they are, a column would give each the keys of all."""
+    return json.dumps(value) if isinstance(value, dict) else value

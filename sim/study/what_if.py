@@ -18,6 +18,7 @@ from sim.results.metric_names import describe
 from sim.study.points import Point, run_points
 from sim.study.remedies import Settings, applicable
 from sim.study.scenario import scenario_of
+from sim.study.workers import Workers
 
 # What is shown beside the objective. The first memory figure that a run has is shown.
 LATENCY = ("e2e.p50", "e2e.p99")
@@ -68,7 +69,7 @@ def what_if(
     folder: Path,
     *,
     objective: str = "e2e.p99",
-    workers: int = 1,
+    workers: Workers | None = None,
     on_point: Callable[[Point, int], None] = lambda point, total: None,
 ) -> WhatIf:
     """Try the remedies on a scenario (plain data, with absolute paths); `folder` holds what was simulated already.

@@ -10,53 +10,96 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
 from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.process import BaseProcess
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ground.errors import UserError
 
 Result = TypeVar("Result")
 
 # Seconds. Once polars is imported its signal handler makes waits go on after Ctrl-C, so none may be long.
-_INTERRUPTIBLE = 0.1
+INTERRUPTIBLE = 0.1
 
 
-def call_each(
-    call: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], workers: int
-) -> Generator[Result, None, None]:
-    """Yield `call(*a)` for each of `arguments`, as they finish. `call` is a function of a module.
+class Workers(Protocol):
+    """Who makes independent calls. A context manager: what was started for the calls ends with it."""
 
-    Where the generator is closed before its end, as by Ctrl-C, the calls under way are ended, not waited for.
+    def each(self, call: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]) -> Generator[Result, None, None]:
+        """Yield `call(*a)` for each of `arguments`, as they finish. `call` is a function of a module.
 
-    Raises:
-        UserError: a worker was killed.
-    """
-    others = set(active_children())
-    # A fresh interpreter each: forking a process that runs polars' threads can hang.
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_end_with_parent)
-    todo = iter(arguments)
-    running: set[Future[Result]] = set()
-    try:
-        while True:
-            # A few in hand, not all: each is pickled when it is handed over.
-            for each in islice(todo, 2 * workers - len(running)):
-                with _interrupts_blocked():
-                    running.add(pool.submit(call, *each))
-            if not running:
-                return
-            finished, running = wait(running, _INTERRUPTIBLE, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield future.result()
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker was killed, perhaps for want of memory; the same command goes on, fewer --workers need less"
-        ) from error
-    except BaseException:
-        for worker in set(active_children()) - others:
-            worker.terminate()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+        Where the generator is closed before its end, as by Ctrl-C, the calls under way are ended, not waited for.
+
+        Raises:
+            UserError: a worker was lost, and its call with it.
+        """
+        ...
+
+    def __enter__(self) -> Workers: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class LocalWorkers:
+    """Processes of this machine. They start when first needed and stay for the calls that follow; one worker, or one
+    call alone, needs no other process than this."""
+
+    def __init__(self, count: int = 1) -> None:
+        self._count = count
+        self._pool: ProcessPoolExecutor | None = None
+        self._others: set[BaseProcess] = set()
+
+    def each(self, call: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]) -> Generator[Result, None, None]:
+        if self._count == 1 or len(arguments) < 2:
+            return (call(*each) for each in arguments)
+        return self._in_processes(call, arguments)
+
+    def _in_processes(
+        self, call: Callable[..., Result], arguments: Sequence[tuple[Any, ...]]
+    ) -> Generator[Result, None, None]:
+        pool = self._pool or self._start()
+        todo = iter(arguments)
+        running: set[Future[Result]] = set()
+        try:
+            while True:
+                # A few in hand, not all: each is pickled when it is handed over.
+                for each in islice(todo, 2 * self._count - len(running)):
+                    with _interrupts_blocked():
+                        running.add(pool.submit(call, *each))
+                if not running:
+                    return
+                finished, running = wait(running, INTERRUPTIBLE, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield future.result()
+        except BrokenProcessPool as error:
+            self._end(at_once=False)
+            raise UserError(
+                "a worker was killed, perhaps for want of memory; the same command goes on, fewer --workers need less"
+            ) from error
+        except BaseException:
+            self._end(at_once=True)
+            raise
+
+    def __enter__(self) -> LocalWorkers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end(at_once=False)
+
+    def _start(self) -> ProcessPoolExecutor:
+        self._others = set(active_children())
+        # A fresh interpreter each: forking a process that runs polars' threads can hang.
+        self._pool = ProcessPoolExecutor(self._count, mp_context=get_context("spawn"), initializer=_end_with_parent)
+        return self._pool
+
+    def _end(self, *, at_once: bool) -> None:
+        if self._pool is None:
+            return
+        if at_once:
+            for worker in set(active_children()) - self._others:
+                worker.terminate()
+        self._pool.shutdown(cancel_futures=True)
+        self._pool = None
 
 
 @contextmanager

@@ -138,6 +138,13 @@ def test_first_cuts_and_counts() -> None:
     assert cut.dropped == {"not in the first 4.5 s": 1}
     assert first(trace, requests=2).requests["prompt_tokens"].to_list() == [1, 2]
     assert first(trace, requests=9).dropped == {}
+    rows = len(trace.requests)
+    for kept in range(1, rows + 1):  # rounded up, but not because of a last digit
+        assert (
+            len(first(trace, share=kept / rows).requests)
+            == len(first(trace, share=(kept - 0.5) / rows).requests)
+            == kept
+        )
     check(cut)
 
 
@@ -147,6 +154,9 @@ def test_first_cuts_and_counts() -> None:
         lambda trace: first(trace),
         lambda trace: first(trace, seconds=-1),
         lambda trace: first(trace, requests=0),
+        lambda trace: first(trace, share=0.0),
+        lambda trace: first(trace, share=1.5),
+        lambda trace: first(trace, share=0.5, requests=1),
         lambda trace: time_stretch(trace, 0),
         lambda trace: time_stretch(trace, math.inf),
         lambda trace: thin(trace, 0, 0),

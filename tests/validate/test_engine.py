@@ -1,175 +1,22 @@
 """The real engine decides what the simulator decides, loses nothing and computes what an uncached decoder computes."""
 
-from collections import Counter
-
-import numpy as np
 import polars as pl
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
+from real_engine_runs import TINY, VOCABULARY, configs, greedy_without_cache, make_trace, traces
+from scripted_time import FakeTime, StepTimes
 
 from calibrate.block_swap import BlockSwap
-from calibrate.decoder import Decoder, SequenceInput
-from calibrate.model import ModelShape
+from calibrate.decoder import Decoder
 from ground.errors import UserError
 from sim.engine.config import EngineConfig
-from sim.engine.session_retention import SessionRetentionSettings
 from sim.fleet.equal_replicas import equal_replicas
 from sim.results.tables import REQUESTS, STEPS
-from traces.table import COLUMNS, Trace
 from validate.engine.clock import WallClock
 from validate.engine.engine import Engine
-from validate.prompts import prompt_of
-
-VOCABULARY = 97
-TINY = ModelShape(
-    name="tiny", hidden=16, layers=2, heads=2, kv_heads=1, head_dim=8, intermediate=32, vocab=VOCABULARY, dtype_bytes=4
-)
-
-
-class StepTimes:
-    """Seconds of a step, by its tokens and its context alone, so that a chunk of one token costs what a decode does."""
-
-    asks_spread = False
-
-    def step(self, prefills, decodes, kv_tokens, spread=None):
-        tokens = sum(new for new, _ in prefills) + decodes
-        context = sum(cached for _, cached in prefills) + kv_tokens
-        if not tokens:
-            return 0.0  # a step that only preempts
-        return 1e-3 + 1e-5 * tokens + 1e-7 * context
-
-    def decode_law(self, decodes):
-        return None
-
-    def swap(self, out, into):
-        return 3e-4 * out + 2e-4 * into
-
-    def decode_run(self, decodes, kv_tokens, steps, spread=None):
-        return np.array([self.step([], decodes, kv_tokens + i * decodes) for i in range(steps)])
-
-
-class FakeTime:
-    """Clock, decoder and host memory in one: time passes only by waiting, by steps and by their copies."""
-
-    def __init__(self, block_size, ahead=False):
-        self.block_size = block_size
-        self.ahead = ahead
-        self.time = 0.0
-        self.launched = 0
-        self.steps = 0
-        self.copying = 0.0  # seconds of copies that the next step waits for
-
-    def start(self):
-        self.time = 0.0
-
-    def now(self):
-        return self.time
-
-    def wait_until(self, when):
-        assert when >= self.time
-        self.time = when
-
-    def launch(self, batch):
-        self.launched += 1
-        step = FakeStep(self, batch, self.copying)
-        self.copying = 0.0
-        return step
-
-    def swap_out(self, device, host):
-        assert len(set(device)) == len(set(host)) == len(host)
-        self.copying += StepTimes().swap(len(host), 0)
-        return self
-
-    def swap_in(self, host, device):
-        assert len(set(device)) == len(set(host)) == len(host)
-        self.copying += StepTimes().swap(0, len(host))
-        return self
-
-    def before_compute(self):
-        pass
-
-    def wait(self):
-        self.time += self.copying
-        self.copying = 0.0
-
-    def run(self, batch):
-        self.steps += 1
-        written = Counter()
-        for sequence in batch:
-            assert sequence.tokens
-            for position in range(sequence.start, sequence.start + len(sequence.tokens)):
-                block, offset = divmod(position, self.block_size)
-                written[sequence.blocks[block], offset] += 1
-        assert max(written.values()) == 1, "two sequences write to one place in the KV cache"
-        self.time += StepTimes().step([(len(s.tokens), s.start) for s in batch], 0, 0)
-        return [0] * len(batch)
-
-
-class FakeStep:
-    """Runs when it is waited for, after all that were launched before it."""
-
-    graph = False
-
-    def __init__(self, decoder, batch, copying):
-        self.decoder, self.batch, self.number, self.copying = decoder, batch, decoder.launched, copying
-
-    def tokens(self):
-        assert self.decoder.steps == self.number - 1
-        self.decoder.time += self.copying
-        return self.decoder.run(self.batch)
-
-
-def make_trace(rows):
-    """Rows of dictionaries in order of arrival, with what is left out null."""
-    names = ("arrival", "prompt_tokens", "output_tokens", "parent", "think_time", "prefix_ids", "prefix_block_tokens")
-    names += ("session",)
-    columns = {"request_id": list(range(len(rows)))} | {name: [row.get(name) for row in rows] for name in names}
-    requests = pl.DataFrame(columns, schema={name: COLUMNS[name][0] for name in columns})
-    return Trace(requests=requests, format="test", source="test", rows_read=len(rows))
-
-
-@st.composite
-def traces(draw):
-    rows = []
-    time = 0.0
-    for index in range(draw(st.integers(1, 14))):
-        prompt = draw(st.integers(1, 40))
-        row = {"prompt_tokens": prompt, "output_tokens": draw(st.integers(1, 20))}
-        if draw(st.booleans()):
-            group = draw(st.integers(1, 2))
-            row |= {"prefix_ids": [100 * group + i for i in range(-(-prompt // 8))], "prefix_block_tokens": 8}
-            row |= {"session": draw(st.sampled_from([None, f"{group}", f"{group} too"]))}
-        if index and draw(st.integers(0, 4)) == 0:
-            row |= {"parent": draw(st.integers(0, index - 1)), "think_time": draw(st.floats(0, 0.02))}
-        else:
-            time += draw(st.sampled_from([0.0, 1e-4, 0.003, 0.05]))
-            row |= {"arrival": time}
-        rows.append(row)
-    return make_trace(rows)
-
-
-@st.composite
-def configs(draw):
-    seqs = draw(st.integers(1, 6))
-    prefix_caching = draw(st.booleans())
-    retention = st.builds(
-        SessionRetentionSettings, ttl=st.sampled_from([None, 0.02]), max_sessions=st.none() | st.just(1)
-    )
-    return EngineConfig(
-        kv_blocks=draw(st.integers(8, 30)),
-        block_size=8,
-        max_num_seqs=seqs,
-        max_num_batched_tokens=draw(st.integers(seqs, 64)),
-        enable_prefix_caching=prefix_caching,
-        session_retention=draw(st.none() | retention) if prefix_caching else None,
-        scheduling_policy=draw(st.sampled_from(["fcfs", "priority"])),
-        async_scheduling=draw(st.booleans()),
-        swap_blocks=draw(st.sampled_from([0, 4, 100])),
-        max_model_len=draw(st.sampled_from([None, 50])),
-    )
 
 
 @settings(deadline=None, max_examples=80)
@@ -213,17 +60,6 @@ def evictions(result):
 def test_what_only_a_simulated_engine_has_is_refused(setting, message):
     with pytest.raises(UserError, match=message):
         Engine(EngineConfig(kv_blocks=8, **setting), FakeTime(16, False), vocabulary=VOCABULARY)
-
-
-def greedy_without_cache(trace, blocks, block_size):
-    decoder = Decoder(TINY, dtype=torch.float64, kv_blocks=blocks, block_size=block_size)
-    outputs = {}
-    for row in trace.requests.to_dicts():
-        sequence = prompt_of(row, vocabulary=VOCABULARY)
-        for _ in range(row["output_tokens"]):
-            sequence += decoder.step([SequenceInput(sequence, 0, list(range(blocks)))])
-        outputs[row["request_id"]] = sequence[row["prompt_tokens"] :]
-    return outputs
 
 
 class CountedSwap(BlockSwap):

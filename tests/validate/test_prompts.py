@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from validate.prompts import prompt_ids
+from validate.prompts import prompt_ids, prompt_of
 
 ids = st.integers(-(2**63), 2**63 - 1)
 
@@ -41,3 +41,20 @@ def test_partial_last_block_is_the_beginning_of_the_whole_one():
 
 def test_the_seed_changes_every_token_stream():
     assert prompt_ids(1, 32, [5], vocabulary=50_000, seed=1)[:16] != prompt_ids(1, 32, [5], vocabulary=50_000)[:16]
+
+
+@given(st.lists(ids, max_size=4), st.integers(1, 20), st.integers(1, 90), st.binary(min_size=1, max_size=50))
+def test_prompts_cut_from_a_text_are_pieces_of_it(prefix, block, tokens, text):
+    row = {"request_id": 3, "prompt_tokens": tokens, "prefix_ids": prefix, "prefix_block_tokens": block}
+    prompt = prompt_of(row, vocabulary=256, text=text)
+    assert len(prompt) == tokens
+    assert prompt == prompt_of(row, vocabulary=256, text=text)
+    round_and_round = text * (2 + block // len(text) + tokens // len(text))
+    shared = min(len(prefix), tokens // block) * block
+    pieces = [prompt[start : start + block] for start in range(0, shared, block)]
+    assert all(bytes(piece) in round_and_round for piece in pieces)
+    rest = prompt[shared:]
+    if len(prefix) * block <= tokens:
+        assert bytes(rest) in round_and_round
+    others = prompt_ids(4, tokens, prefix, block, vocabulary=256, text=text)
+    assert prompt[:shared] == others[:shared]

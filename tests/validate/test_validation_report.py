@@ -10,8 +10,9 @@ from run_tables import queue_run
 from sim.results.folder import Run
 from sim.results.metrics import compute
 from sim.results.slo import Slo
+from validate.gain_rows import signed_percent
 from validate.recording import Lateness
-from validate.report import percent, write_report
+from validate.report import write_report
 from validate.validation import Policy, Validation, worst
 
 
@@ -41,13 +42,13 @@ def test_page(validation, tmp_path):
     assert body.index("Did the order") < body.index("Error of each policy") < body.index("How it was measured")
     assert body.count("quantile by quantile") == 6
     error = validation.policies[1].comparison.metrics["e2e.mean"].error
-    assert percent(error) in body
+    assert signed_percent(error) in body
 
 
 def test_file(validation, tmp_path):
     validation.write_json(tmp_path / "validation.json")
     content = json.loads((tmp_path / "validation.json").read_text())
-    assert set(content) == {"policies", "ranking", "engine", "lateness"}
+    assert set(content) == {"study", "objective", "gains", "refused", "policies", "ranking", "engine", "lateness"}
     first = content["policies"][0]
     assert first["name"] == "<b>quick</b>"
     assert first["parameters"] == {"engine.max_num_seqs": 16}

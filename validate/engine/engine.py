@@ -7,7 +7,8 @@ goes on without waiting for the host. What a sequence decodes next is then a tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,12 +16,18 @@ from calibrate.decoder import SequenceInput
 from ground.errors import UserError
 from ground.garbage import collected_before
 from sim.engine.config import EngineConfig
+from sim.engine.offload.foresight import foresee
+from sim.engine.offload.host_link import NO_TIERS, HostLinkSettings
+from sim.engine.offload.moves import Move
 from sim.engine.plan import Plan
 from sim.engine.request import Request
 from sim.engine.scheduler import Scheduler
+from sim.engine.step_times import StepTimes
 from traces.table import Trace
+from validate.engine.block_moves import TierMover
 from validate.engine.clock import Clock, WallClock
 from validate.engine.recorder import Recorder
+from validate.engine.speculation import Speculation
 from validate.prompts import prompt_of
 from validate.recording import Recording
 from validate.replay.arrivals import Arrivals
@@ -35,6 +42,9 @@ class LaunchedStep(Protocol):
 
     def tokens(self) -> list[int]:
         """Wait for it; the greedy next token of every sequence."""
+
+    def samples(self) -> list[list[int]]:
+        """Wait for it; of every sequence the tokens behind as many of its last ones as were asked for."""
 
 
 class StepDecoder(Protocol):
@@ -54,6 +64,10 @@ class CopyUnderWay(Protocol):
 
     def wait(self) -> None:
         """Until it is done."""
+
+    @property
+    def seconds(self) -> float | None:
+        """What it took, once it is done; None: nobody knows."""
 
 
 class BlockMover(Protocol):
@@ -75,7 +89,15 @@ class _Step:
     rows: list[Request | None]
     handed_over: float | None = None  # when the device got it
     copies: list[CopyUnderWay] = field(default_factory=list)
+    fetches: Sequence[Move] = ()  # asked for when it was scheduled: they overwrite what it saves first
     launched: LaunchedStep | None = None
+
+    @property
+    def copy_seconds(self) -> float | None:
+        """Of its copies; None: nobody knows, or there are none."""
+        seconds = [under_way.seconds for under_way in self.copies]
+        known = [one for one in seconds if one is not None]
+        return sum(known) if known and len(known) == len(seconds) else None
 
     def row_of(self) -> dict[Request, int]:
         return {request: row for row, request in enumerate(self.rows) if request is not None}
@@ -94,10 +116,14 @@ class Engine:
         *,
         vocabulary: int,
         swap: BlockMover | None = None,
+        moves: TierMover | None = None,
+        predicted: StepTimes | None = None,
+        host_link: HostLinkSettings = NO_TIERS,
         clock: Clock | None = None,
         warm_up: bool = True,
     ) -> None:
-        """`swap` is needed where the configuration has `swap_blocks`.
+        """`swap` is needed where the configuration has `swap_blocks` or `kv_offload`, which needs `moves` too;
+        `predicted`, and for a disk `host_link`, where a policy asks whether copies are cheaper than recomputing.
 
         Raises:
             UserError: a setting that only a simulated engine has.
@@ -112,26 +138,46 @@ class Engine:
         self.outputs: dict[int, list[int]] = {}
         self._decoder = decoder
         self._swap = swap
+        self._moves = moves
+        self._predicted = predicted
+        self._host_link = host_link
         self._vocabulary = vocabulary
         self._clock = clock or WallClock()
         self._warm = not warm_up  # nothing left to warm
         self._sequences: dict[int, list[int]] = {}  # prompt and generated tokens of the requests inside
+        self._speculation: Speculation | None = None
 
-    def replay(self, trace: Trace, *, seed: int = 0, on_finish: Callable[[], None] = lambda: None) -> Recording:
+    def replay(
+        self,
+        trace: Trace,
+        *,
+        seed: int = 0,
+        prompts: Mapping[int, Sequence[int]] | None = None,
+        on_finish: Callable[[], None] = lambda: None,
+    ) -> Recording:
         """Serve the trace in real time: each request is added at the first step boundary after it is due.
 
         A request without an arrival is due at its parent's finish plus `think_time`. Output lengths are those of the
         trace. A request over `max_model_len` is rejected, as in the simulator. `on_finish` is called once a request.
+        `prompts`: token ids by request id, as long as the trace says; made up from `seed` if not given.
 
         Raises:
             UserError: a request that could never run.
         """
         scheduler = Scheduler(self.config)
+        moves = self._moves
+        if scheduler.offload is not None and moves is not None:
+            scheduler.offload.connect(moves)
+        if self._predicted is not None:
+            foresee(scheduler, self._predicted, self._host_link.read)
+        speculation = self._speculation = self._speculate(scheduler)
         rows = trace.requests.sort("request_id").to_dicts()
         for row in rows:
             self._check(row, scheduler, trace.source)
-        prompts = {
+        waiting_prompts = {
             row["request_id"]: prompt_of(row, vocabulary=self._vocabulary, seed=seed)
+            if prompts is None
+            else list(prompts[row["request_id"]])
             for row in rows
             if not self._too_long(row)
         }
@@ -148,39 +194,56 @@ class Engine:
                     arrivals.answered(request.request_id, due)  # on arrival, without waiting for a step
                     on_finish()
                 else:
-                    self._sequences[request.request_id] = prompts.pop(request.request_id)
+                    self._sequences[request.request_id] = waiting_prompts.pop(request.request_id)
                     scheduler.add(request)
 
         if not self._warm:
-            self._warm_up(max((len(prompt) for prompt in prompts.values()), default=0))
+            self._warm_up(max(map(len, waiting_prompts.values()), default=0))
         with collected_before():
             clock.start()
             end = 0.0  # of the last step
             step: _Step | None = None  # scheduled and handed over
             while True:
                 start = end
+                if moves is not None:
+                    self._end_moves(scheduler, recorder)
                 if step is None:
                     start = clock.now()
                     plan = scheduler.schedule(start)
                     if plan is None:
-                        if arrivals.next_due is None:
+                        due, opens_at = arrivals.next_due, scheduler.opens_at
+                        if moves is not None and (moves.busy or due is not None):
+                            moves.start(moves.asked())
+                            moves.rest(due)
+                        elif due is None and opens_at is None:
                             break
-                        due = arrivals.next_due
-                        clock.wait_until(due)
+                        else:
+                            clock.wait_until(min(time for time in (due, opens_at) if time is not None))
                         now = clock.now()
-                        recorder.woke(due=due, now=now)
+                        if due is not None and due <= now:
+                            recorder.woke(due=due, now=now)
                         take_arrivals(now)
                         continue
                     step = self._form(scheduler, plan, None)
-                scheduler.advance(step.plan)
+                if speculation is None:
+                    scheduler.advance(step.plan)
                 following = None
+                if self.config.async_scheduling and moves is not None:
+                    self._end_moves(scheduler, recorder)
                 if self.config.async_scheduling and (plan := scheduler.schedule(clock.now())):
                     following = self._form(scheduler, plan, step)
                 tokens = self._wait(step)
                 end = clock.now()
-                for request, token in zip(step.rows, tokens, strict=True):
-                    if request is not None:
-                        self._sequences[request.request_id].append(token)
+                if moves is not None:
+                    self._end_moves(scheduler, recorder)
+                if speculation is not None:  # only now is it known how far the sequences are
+                    speculation.take(step.rows, step.batch, [] if step.launched is None else step.launched.samples())
+                    scheduler.advance(step.plan)
+                    recorder.speculated(start, speculation.batch)
+                else:
+                    for request, token in zip(step.rows, tokens, strict=True):
+                        if request is not None:
+                            self._sequences[request.request_id].append(token)
                 # What came during the step waits at its end. A turn released by its end comes a step later: the user's
                 # reply cannot reach a server that goes on at once.
                 take_arrivals(end)
@@ -192,6 +255,7 @@ class Engine:
                     start=start,
                     end=end,
                     forward=end - max(start, step.handed_over or start),
+                    copying=step.copy_seconds,
                     graph=step.launched is not None and step.launched.graph,
                     running=running,
                     waiting=waiting,
@@ -199,9 +263,20 @@ class Engine:
                 for request in finished:
                     arrivals.answered(request.request_id, end)
                     self.outputs[request.request_id] = self._sequences.pop(request.request_id)[request.prompt_tokens :]
+                    if speculation is not None:
+                        speculation.drafter.forget(request)
                     on_finish()
                 step = following
-        return recorder.recording(rows, scheduler.retention)
+        recording = recorder.recording(rows, scheduler.retention)
+        if speculation is not None:
+            recording.engine |= speculation.drafter.measured()
+        return recording
+
+    def _speculate(self, scheduler: Scheduler) -> Speculation | None:
+        batch, settings = scheduler.speculation, self.config.speculative
+        if batch is None or settings is None:
+            return None
+        return Speculation(batch, settings, self._sequences, self._clock.now)
 
     def _too_long(self, row: dict[str, Any]) -> bool:
         limit = self.config.max_model_len
@@ -223,6 +298,10 @@ class Engine:
         rows: list[Request | None] = []
         for request in scheduler.decoding(plan):
             context = scheduler.context(request)
+            if self._speculation is not None:
+                batch.append(self._speculation.input(request, context, scheduler.block_table(request)))
+                rows.append(request)
+                continue
             token = self._sequences[request.request_id][context : context + 1] or [0]
             batch.append(SequenceInput(token, context, scheduler.block_table(request), unknown.get(request)))
             rows.append(request)
@@ -232,6 +311,8 @@ class Engine:
             batch.append(SequenceInput(tokens, chunk.start, scheduler.block_table(chunk.request)))
             rows.append(chunk.request if chunk.last else None)
         step = _Step(plan, batch, rows)
+        if self._moves is not None:
+            step.fetches = self._moves.asked()
         if self._decoder.ahead:
             self._hand_over(step)
         return step
@@ -244,6 +325,8 @@ class Engine:
             step.copies = out + into
             for under_way in step.copies:
                 under_way.before_compute()
+        if self._moves is not None:
+            self._moves.start(step.fetches)
         if step.batch:
             step.launched = self._decoder.launch(step.batch)
 
@@ -252,10 +335,20 @@ class Engine:
         if step.handed_over is None:
             self._hand_over(step)
         if step.launched is not None:
-            return step.launched.tokens()
+            tokens = step.launched.tokens()
+            if self._moves is not None:  # from here on others may read what was saved
+                for under_way in step.copies:
+                    under_way.wait()
+            return tokens
         for under_way in step.copies:
             under_way.wait()
         return []
+
+    def _end_moves(self, scheduler: Scheduler, recorder: Recorder) -> None:
+        assert self._moves is not None
+        for copied in self._moves.ended():
+            recorder.copied(copied)
+            scheduler.moved(copied.move)
 
     def _warm_up(self, longest: int) -> None:
         """Steps of the shapes to come, so that no timed step pays for the first use of a kernel.
@@ -285,4 +378,6 @@ def _request(row: dict[str, Any], arrival: float) -> Request:
         row.get("prefix_block_tokens") or 16,
         row.get("priority") or 0,
         row.get("session"),
+        tenant=row.get("tenant"),
+        deadline=math.inf if row.get("deadline") is None else row["deadline"],
     )

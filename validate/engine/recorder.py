@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
+from sim.engine.offload.moves import write_move
 from sim.engine.plan import Plan
 from sim.engine.request import Request
 from sim.engine.scheduler import Scheduler
 from sim.engine.session_accounts import sessions_table
 from sim.engine.session_retention import SessionRetention
+from sim.engine.speculative.batch import SpeculativeBatch
+from sim.engine.speculative.step_events import write_step
 from sim.results.recorder import EventRecorder, StepRecorder
+from validate.engine.block_moves import Copied
 from validate.recording import Lateness, Recording, request_table
 
 
@@ -26,6 +31,7 @@ class Recorder:
         self._busy = 0.0
         self._count = 0
         self._replayed = 0
+        self._copied: dict[str, float] = defaultdict(float)  # bytes, and seconds of the copies alone, by kind
 
     def added(self, request: Request, *, rejected: bool) -> None:
         self._requests[request.request_id] = request
@@ -44,12 +50,14 @@ class Recorder:
         start: float,
         end: float,
         forward: float,
+        copying: float | None,
         graph: bool,
         running: int,
         waiting: int,
     ) -> None:
         """One step, from the call of the scheduler (or the end of the step before) to the tokens in hand; `forward` is
-        the decoder's part of it, `graph` whether a captured graph was replayed.
+        the decoder's part of it, `copying` what its copies took, if that is known, `graph` whether a captured graph was
+        replayed.
 
         `running` and `waiting` are counted before the step's finished requests leave.
         """
@@ -58,8 +66,19 @@ class Recorder:
         self._busy += end - start
         self._forward += forward
         self._steps.append(0, start, end, 1, plan, running, waiting, scheduler.blocks_held)
-        self._events.of_step(0, start, plan)
+        self._events.of_step(0, start, plan, copying)
         self.sessions(scheduler.retention)
+
+    def speculated(self, start: float, batch: SpeculativeBatch) -> None:
+        """What the step that began at `start`, and has advanced, drafted and kept."""
+        write_step(self._events, 0, start, batch, None)
+
+    def copied(self, copied: Copied) -> None:
+        """Blocks that were copied beside the steps."""
+        kind = f"kv_{copied.move.kind}"
+        write_move(self._events, 0, copied.move, copied.begun, copied.seconds)
+        self._copied[f"{kind}_bytes"] += copied.bytes
+        self._copied[f"{kind}_copy_seconds"] += copied.copying
 
     def sessions(self, retention: SessionRetention | None) -> None:
         """Which idle sessions lost their blocks since this was last told."""
@@ -82,6 +101,7 @@ class Recorder:
                 "steps": self._count,
                 "graph_steps": self._replayed,
                 "step_seconds": self._busy,
+                **self._copied,
                 "forward_seconds": self._forward,
             },
         )

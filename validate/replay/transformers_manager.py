@@ -17,6 +17,7 @@ import torch
 from calibrate.model import ModelShape
 from calibrate.weights import DecoderWeights, load_weights, random_weights
 from ground.errors import UserError
+from sim.engine.batching.continuous import ContinuousSettings
 from sim.engine.config import EngineConfig
 
 # Settings that it does not have, or is run without, and the value that says what it does instead.
@@ -24,13 +25,20 @@ _FIXED: dict[str, Any] = {
     "enable_chunked_prefill": True,
     "long_prefill_token_threshold": None,
     "scheduling_policy": "fcfs",
+    "batching": ContinuousSettings(),
     "scheduler_reserve_full_isl": False,
     "reserved_blocks": 0,
     "swap_blocks": 0,
+    "pruning": None,
     "data_parallel": 1,
     "kv_cache": True,
     "kv_reservation": "paged",
     "session_retention": None,
+    "speculative": None,
+    "kv_offload": None,
+    "prefill_policy": "mixed",
+    "capacity_policy": "max_utilization",
+    "token_budget": None,
 }
 
 

@@ -52,11 +52,12 @@ def attribute(requests: pl.DataFrame, events: pl.DataFrame, rows: RowCauses) -> 
     }
     sent = _last_sent(finished, events)
     seconds["retry"] = sent - arrival
-    loads = _waits_for_models(finished, events, sent)
+    loads = _waits(finished, events, "model_load", sent)
     queue = scheduled - sent
     seconds["model_load"] = np.minimum(loads, queue)
+    seconds["kv_fetch"] = np.minimum(_waits(finished, events, "kv_fetch", sent), queue - seconds["model_load"])
     stays = stays_of(finished, events, sent)
-    seconds["queueing"] = queue - seconds["model_load"] - stays.there + stays.between
+    seconds["queueing"] = queue - seconds["model_load"] - seconds["kv_fetch"] - stays.there + stays.between
     seconds["network"] = stays.network
 
     owner, begin, end = preempted_intervals(finished, events)
@@ -160,13 +161,13 @@ def _last_sent(finished: pl.DataFrame, events: pl.DataFrame) -> np.ndarray:
     return joined.select(pl.coalesce("sent", "arrival"))["sent"].to_numpy()
 
 
-def _waits_for_models(finished: pl.DataFrame, events: pl.DataFrame, sent: np.ndarray) -> np.ndarray:
-    """Of the attempt that was answered, which was sent then."""
-    loads = events.filter((pl.col("kind") == "model_load") & pl.col("request_id").is_not_null())
-    loads = loads.join(finished.select("request_id", sent=sent), on="request_id").filter(
-        pl.col("time") >= pl.col("sent")
+def _waits(finished: pl.DataFrame, events: pl.DataFrame, kind: str, sent: np.ndarray) -> np.ndarray:
+    """Seconds of such events before a request was first scheduled, of the attempt that was answered, sent then."""
+    waits = events.filter((pl.col("kind") == kind) & pl.col("request_id").is_not_null())
+    waits = waits.join(finished.select("request_id", "first_scheduled", sent=sent), on="request_id").filter(
+        pl.col("time").is_between("sent", "first_scheduled")
     )
-    waited = loads.group_by("request_id").agg(pl.col("seconds").sum())
+    waited = waits.group_by("request_id").agg(pl.col("seconds").sum())
     return (
         finished.join(waited, on="request_id", how="left", maintain_order="left")["seconds"].fill_null(0.0).to_numpy()
     )

@@ -43,6 +43,19 @@ CAUSES: dict[str, Cause] = {
         ),
         "weights that stay: a longer time to live, a larger cache, preloading, one load for all who wait",
     ),
+    "kv_fetch": Cause(
+        "KV fetch",
+        "while KV blocks of the prompt came from host memory or disk",
+        ("waiting", "KV fetch"),
+        (
+            "engine.kv_offload.fetch",
+            "engine.kv_offload.prefetch",
+            "engine.kv_offload.host_blocks",
+            "engine.kv_blocks",
+        ),
+        "blocks that are fetched only where that is faster than to compute them, or before they are asked for; more of "
+        "them in host memory and not on disk, or on the device",
+    ),
     "retry": Cause(
         "failed attempts",
         "from arrival until the attempt that was answered was sent: attempts that failed and waits between them",
@@ -97,6 +110,13 @@ CAUSES: dict[str, Cause] = {
         ("engine.max_model_len", "engine.max_num_seqs", "engine.tensor_parallel", "fleet.replicas"),
         "shorter contexts, fewer of them at once, or KV heads spread over more GPUs",
     ),
+    "drafting": Cause(
+        "drafting",
+        "tokens guessed for the next step, by a lookup or by a draft model",
+        ("decode", "drafting"),
+        ("engine.speculative.tokens", "engine.speculative.draft_model", "engine.speculative"),
+        "fewer drafts a step, a smaller draft model, or no speculation where batches are large",
+    ),
     "graph": Cause(
         "graph capture or compile",
         "shapes captured or compiled when they were met, and launches without a graph",
@@ -117,6 +137,13 @@ CAUSES: dict[str, Cause] = {
         ("stalls", "swap copies"),
         ("engine.swap_blocks", "engine.kv_blocks", "engine.host_bandwidth"),
         "more KV blocks so that none is swapped, a faster link to the host, or recomputing instead",
+    ),
+    "weight_stream": Cause(
+        "weights streamed",
+        "steps that waited for weights on their way from host memory",
+        ("stalls", "weights streamed"),
+        ("engine.weight_offload.layers", "engine.tensor_parallel", "engine.host_bandwidth", "model"),
+        "fewer layers in host memory, a smaller or quantised model, more GPUs, or larger batches for the same copies",
     ),
     "restart": Cause(
         "restart",
@@ -170,9 +197,11 @@ STEP_CAUSES = (
     "eviction_misses",
     "decode_weights",
     "decode_kv",
+    "drafting",
     "graph",
     "allocator",
     "copies",
+    "weight_stream",
     "restart",
     "slow_node",
     "communication",

@@ -9,6 +9,7 @@ import polars as pl
 
 from calibrate.latency import StepLatency
 from calibrate.step_parts import StepParts, StepRows, step_parts
+from calibrate.streamed_latency import StreamedLatency
 from ground.errors import UserError
 from sim.results.diagnosis.causes import STEP_CAUSES
 from sim.results.folder import Run
@@ -21,6 +22,7 @@ _STALLS = {
     "copy": "copies",
     "restart": "restart",
     "slowed": "slow_node",
+    "drafted": "drafting",
 }
 _ROUNDING = 1e-9  # relative: no more than sums of step times differ by
 _AGREEMENT = 1e-6  # relative: a profile that is further off is not the one that the run was simulated with
@@ -56,15 +58,20 @@ def row_causes(run: Run, times: StepLatency, *, simulated: bool) -> RowCauses:
     rows = _in_order(run.steps)
     found, engine = _Events(rows, run.events), run.scenario.get("engine", {})
     columns = ("steps", "prefill_seqs", "prefill_tokens", "decode_seqs", "kv_tokens")
-    parts = step_parts(times, StepRows(*(rows[name].to_numpy() for name in columns)))
+    counted = StepRows(*(rows[name].to_numpy() for name in columns))
+    parts = step_parts(times, replace(counted, drafts=found.drafts))
     duration = (rows["end"] - rows["start"]).to_numpy()
     stalls = found.stalls(duration)
     # Rows of a padded prompt that stand for no token are kernels as those of its tokens.
     parts = replace(parts, prefill_weights=parts.prefill_weights + found.padding)
+    if isinstance(times, StreamedLatency):
+        stalls["weight_stream"] = _streamed(parts, rows, times, duration)
     core = np.maximum(duration - sum(stalls.values(), np.zeros(len(rows))), 0.0)
     notes, explained = [], None
-    exact = simulated and times.parallelism.data == 1
-    if simulated and not exact:
+    exact = simulated and times.parallelism.data == 1 and not found.drafts.any()
+    if found.drafts.any():
+        notes.append("steps that verify drafts: of their sums the parts are known, scaled to each step")
+    elif simulated and not exact:
         notes.append("engines in lock-step: of their sums the parts of an even share are known, scaled to each step")
     if exact and not _agrees(parts, rows, times, core, found.host):
         exact = False
@@ -98,6 +105,16 @@ def row_causes(run: Run, times: StepLatency, *, simulated: bool) -> RowCauses:
     return RowCauses(rows, present, explained, notes)
 
 
+def _streamed(parts: StepParts, rows: pl.DataFrame, times: StreamedLatency, duration: np.ndarray) -> np.ndarray:
+    """Of rows that took what streaming their weights does: what that is longer than their kernels and host."""
+    kernels = sum(
+        (getattr(parts, name) for name in StepParts.__dataclass_fields__ if name != "host"), np.zeros(len(rows))
+    )
+    alone = np.maximum(kernels, parts.host) if times.host_overlaps else kernels + parts.host
+    bound = np.isclose(duration, rows["steps"].to_numpy() * times.stream_seconds, rtol=_AGREEMENT, atol=0.0)
+    return np.where(bound, np.maximum(duration - alone, 0.0), 0.0)
+
+
 def _in_order(steps: pl.DataFrame) -> pl.DataFrame:
     """Rows that took time, by (replica, start). Where a measured row begins before the last has ended, it is cut."""
     rows = steps.sort("replica", "start", "end")
@@ -117,6 +134,7 @@ class _Events:
         self.host = self._sum("host", "seconds")
         self.recomputed = self._sum("recomputed", "amount")
         self.missed = self._sum("missed", "amount")
+        self.drafts = self._sum("drafted", "amount")
         self.padding = self._sum("padding", "seconds")
 
     def _sum(self, kind: str, column: str) -> np.ndarray:

@@ -62,6 +62,11 @@ def reservations(run: Run) -> list[str]:
         notes.append(f"{len(lost)} requests reached an engine and did not finish: what they did there is in no metric")
     if not run.has_events:
         notes.append("without a table of events a preempted request counts as running")
+    if run.scenario.get("engine", {}).get("speculative"):
+        notes.append(
+            "of a step with accepted drafts iteration_tokens_total counts one token a sequence, and inter-token "
+            "latencies are a request's mean"
+        )
     moved = run.events.filter(pl.col("kind").is_in(["retried", "kv_transfer"]))
     if len(moved):
         notes.append("a request that several replicas worked on counts where it ended")

@@ -66,7 +66,7 @@ NEVER_TOLD = {
     "request_params_max_tokens": "a trace has the tokens that came out, not those that were allowed",
     "request_max_num_generation_tokens": "as above",
     "lora_requests_info": "adapters are models of the weight cache, not of the engine",
-    "spec_decode_*": "speculative decoding is not modelled",
+    "spec_decode_*": "what was drafted and accepted stands in the events table, and in metrics.json",
     "mm_cache_*": "multi-modal inputs are not modelled",
     "cache_config_info": "the settings stand in scenario.yaml",
 }

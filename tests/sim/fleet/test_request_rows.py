@@ -1,5 +1,7 @@
 """Requests made from columns are the rows of the table."""
 
+import math
+
 import polars as pl
 from engine_workloads import traces
 from hypothesis import given, settings
@@ -14,7 +16,11 @@ def test_a_request_is_its_row(trace: pl.DataFrame, plain: bool, named: bool) -> 
     if plain:
         trace = trace.drop("prefix_ids", "prefix_block_tokens", "priority")
     if named:
-        trace = trace.with_columns(session=pl.format("s{}", pl.col("request_id") % 3))
+        trace = trace.with_columns(
+            session=pl.format("s{}", pl.col("request_id") % 3),
+            tenant=pl.format("t{}", pl.col("request_id") % 2),
+            deadline=pl.when(pl.col("request_id") % 4 > 0).then(pl.col("request_id") * 0.5),
+        )
     rows = RequestRows(trace)
     assert len(rows) == len(trace)
     for place, row in enumerate(trace.iter_rows(named=True)):
@@ -26,6 +32,8 @@ def test_a_request_is_its_row(trace: pl.DataFrame, plain: bool, named: bool) -> 
         assert request.prefix_block_tokens == row.get("prefix_block_tokens", 16)
         assert request.priority == row.get("priority", 0)
         assert request.session == row.get("session")
+        assert request.tenant == row.get("tenant")
+        assert request.deadline == (math.inf if row.get("deadline") is None else row["deadline"])
 
 
 def test_missing_values_are_the_defaults() -> None:

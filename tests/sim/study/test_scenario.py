@@ -75,7 +75,7 @@ def refusal(overrides: dict[str, Any]) -> str:
         ("gpu_hour_price", float("inf"), "gpu_hour_price"),
         ("seed", -1, "seed: Input should be greater than or equal to 0, found -1"),
         ("trace.file", "a.csv", "trace: give exactly one of file and synth"),
-        ("trace.first", {"seconds": 1, "requests": 1}, "give exactly one of seconds and requests"),
+        ("trace.first", {"seconds": 1, "requests": 1}, "give exactly one of seconds, requests and share"),
         ("trace.synth.arrivals.process", "regular", "trace.synth.arrivals"),
         ("seed.more", 1, "s.yaml: seed.more: 'seed' is 7, expected a mapping of keys"),
     ],

@@ -40,6 +40,8 @@ SICK: dict[str, dict[str, Any]] = {
         "engine.host_work": {"per_session": 0.001},
     },
     "forgetful": {"engine.enable_prefix_caching": True},
+    "a link to the host": {"engine.enable_prefix_caching": True, "engine.host_bandwidth": 25e9},
+    "gathering": {"engine.max_num_seqs": 8, "engine.batching": {"policy": "fixed_window", "seconds": 1, "cap": 6}},
     "shapes": {
         "engine.shapes": {"shape": "tokens", "build_seconds": 0.1, "build_bytes": 1000},
         "engine.memory": {"allocator": "caching", "leak_per_request": 1000, "retain_per_request": 1000, **MEMORY},

@@ -1,0 +1,1 @@
+"""Looking for the best settings of a scenario, under limits."""
