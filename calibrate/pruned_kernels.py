@@ -1,7 +1,7 @@
 """Kernels that only a pruned model runs, by name, and what each takes where a profile did not measure it.
 
-A profile measured with `simctl calibrate --pruning` holds them in its table `pruned`. Elsewhere one that was measured
-stands for each, by the bytes and FLOPs of the two, and the run says so.
+A profile measured with `simctl calibrate run --pruning` holds them in its table `pruned`. Elsewhere one that was
+measured stands for each, by the bytes and FLOPs of the two, and the run says so.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ class PrunedLatency(StepLatency):
         if profile.is_cpu and profile.threads is not None:  # some GPUs' imported figures leave the memory open
             raise UserError(
                 f"profile {profile.name}: no attention of {kind} was measured, and a CPU's is not a matter of bytes; "
-                "expected a profile of simctl calibrate --pruning"
+                "expected a profile of simctl calibrate run --pruning"
             )
         vector = model.head_dim * model.dtype_bytes
         if pruning.kv_dtype is not None:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from calibrate.attention_law import prefill_work
+from calibrate.batch import Batch
 from calibrate.latency import StepLatency
 from calibrate.model import ModelShape
 from calibrate.profile import Profile
@@ -49,7 +50,8 @@ class VerifyLatency(StepLatency):
         if draft is not None:
             draft.extrapolated = self.extrapolated
         self.lookup_seconds = lookup_seconds
-        self._one_call_each = profile.threads is not None  # only the CPU's profiles say how many
+        # Some GPUs' imported figures leave the memory open, and a GPU's measured ones name the host's threads.
+        self._one_call_each = profile.is_cpu and profile.threads is not None
         chunk, cached = self.prefill.keys[-1], self.prefill.curves[-1].high
         self._pair_seconds = self.prefill(chunk, cached) / prefill_work(chunk, cached)
         note = (
@@ -67,6 +69,11 @@ class VerifyLatency(StepLatency):
         kv_tokens = sum(cached for _, cached in verified)
         if all(new == 1 for new, _ in verified):
             return self.step(prefills, len(verified), kv_tokens, spread)
+        if prefills and self.attention.one_kernel:
+            batch = Batch(prefills, len(verified), kv_tokens, spread).one_token_each()
+            if not batch.prefills:
+                prefills, verified = (), [*prefills, *verified]
+                kv_tokens, spread = batch.kv_tokens, batch.spread
         sequences = len(prefills) + len(verified)
         sampled = len(prefills) + sum(new for new, _ in verified)
         tokens = sum(new for new, _ in (*prefills, *verified))

@@ -1,4 +1,7 @@
-"""The GPU campaign at toy size on the CPU: the same code, without the packages that a bare machine lacks."""
+"""The GPU campaign at toy size on the CPU: the same code, without the packages that a bare machine lacks.
+
+A whole one takes a minute, so what needs it is `slow`.
+"""
 
 from __future__ import annotations
 
@@ -77,6 +80,7 @@ def test_the_blocker_blocks(tmp_path: Path) -> None:
         assert f"No module named '{name}'" in ran.stderr
 
 
+@pytest.mark.slow
 def test_every_part_is_done_or_says_why_not(whole: tuple[Path, Path]) -> None:
     found = parts(whole[0])
     assert {name: part["status"] for name, part in found.items()} == {
@@ -97,6 +101,7 @@ def test_every_part_is_done_or_says_why_not(whole: tuple[Path, Path]) -> None:
     assert all(part["seconds"] > 0 for part in found.values())
 
 
+@pytest.mark.slow
 def test_ceilings_bound_what_is_measured(whole: tuple[Path, Path]) -> None:
     found = parts(whole[0])["ceilings"]["found"]
     assert found["copy_bytes_per_second"] > 0 and found["matrix_flops_per_second"] > 0
@@ -110,6 +115,7 @@ def test_ceilings_bound_what_is_measured(whole: tuple[Path, Path]) -> None:
     assert found["prefill_steps"][0]["share_of_matrix_rate"] > 0
 
 
+@pytest.mark.slow
 def test_profiles_are_whole(whole: tuple[Path, Path]) -> None:
     out = whole[0]
     first, second = Profile.load(out / "profile"), Profile.load(out / "profile-second")
@@ -121,6 +127,7 @@ def test_profiles_are_whole(whole: tuple[Path, Path]) -> None:
     assert not (out / "profile-second-kernels").exists()
 
 
+@pytest.mark.slow
 def test_the_check_has_both_sides_of_every_replay(whole: tuple[Path, Path]) -> None:
     check, found = whole[0] / "check", parts(whole[0])["check"]["found"]
     for model, loads, policies in (("tiny-llama", 3, 5), ("tinier-llama", 2, 2)):
@@ -150,6 +157,7 @@ def test_the_check_has_both_sides_of_every_replay(whole: tuple[Path, Path]) -> N
     assert not list(check.glob("*.html"))
 
 
+@pytest.mark.slow
 def test_tables_of_shapes_and_copies(whole: tuple[Path, Path]) -> None:
     out = whole[0]
     shapes = pl.read_parquet(out / "shapes.parquet")
@@ -165,6 +173,7 @@ def test_tables_of_shapes_and_copies(whole: tuple[Path, Path]) -> None:
     assert start["disk_to_host_seconds"] > 0 and not (out / ".weights.bin").exists()
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again(whole: tuple[Path, Path]) -> None:
     out, bare = whole
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
@@ -173,6 +182,7 @@ def test_what_is_done_is_not_done_again(whole: tuple[Path, Path]) -> None:
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")} == before
 
 
+@pytest.mark.slow
 def test_pages_are_written_later_and_elsewhere(whole: tuple[Path, Path], campaign: ModuleType, tmp_path: Path) -> None:
     """From a copy of the folder, here where plotly is."""
     moved = tmp_path / "moved"
@@ -192,6 +202,7 @@ def test_pages_are_written_later_and_elsewhere(whole: tuple[Path, Path], campaig
         campaign.write_pages(tmp_path)
 
 
+@pytest.mark.slow
 def test_other_folders_are_left_alone(whole: tuple[Path, Path], tmp_path: Path) -> None:
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "love.txt").write_text("dear")

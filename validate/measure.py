@@ -145,17 +145,17 @@ def measure_reference(
     if swap is not None and tiers is not None:
         file = BlockFile(tiers.disk.blocks, swap.block_bytes) if tiers.disk is not None else None
         moves = BlockMoves(swap, file, clock)
-    engine = Engine(
-        config,
-        decoder,
-        vocabulary=model.vocab,
-        swap=swap,
-        moves=moves,
-        predicted=step_times if host_blocks else None,
-        host_link=host_link_of(scenario.engine, step_times),
-        clock=clock,
-    )
     try:
+        engine = Engine(
+            config,
+            decoder,
+            vocabulary=model.vocab,
+            swap=swap,
+            moves=moves,
+            predicted=step_times if host_blocks else None,
+            host_link=host_link_of(scenario.engine, step_times),
+            clock=clock,
+        )
         prompts = _text_prompts(trace, model, scenario.seed) if machine.text else None
         recording = engine.replay(trace, seed=scenario.seed, prompts=prompts, on_finish=on_finish)
     finally:
@@ -201,6 +201,8 @@ def measure_transformers(
 
     if scenario.gpus > 1:
         raise UserError(f"the scenario has {scenario.gpus} GPUs; transformers runs as one engine on one, expected 1")
+    if scenario.engine.weight_offload is not None:
+        raise UserError("engine.weight_offload is given; expected none: transformers keeps all weights on its device")
     model, config, trace = load_model(scenario.model), deploy(scenario).config, load_trace(scenario)
     check_limits(config, machine.device)
     _check_context(trace, config, model)

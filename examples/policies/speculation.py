@@ -85,7 +85,8 @@ def run(weights: Path, profile_folder: Path) -> Exhibit:
                     f"{predicted:.2f} s",
                 )
             )
-    header = ["sequences", "drafts", "accepted, of steps", "gain measured", "predicted", "measured", "predicted "]
+    gain, time = ["gain measured", "gain predicted"], ["time measured", "time predicted"]
+    header = ["sequences", "drafts", "accepted, of steps", *gain, *time]
     return Exhibit("Speculative decoding by prompt lookup", TEXT, header, rows)
 
 

@@ -44,17 +44,24 @@ class AdapterQueue:
     def pop(self) -> Request:
         request = self.head()
         assert request is not None
-        self.remove(request)
+        if request is self._all.head():
+            self._all.pop()  # not `remove`: who is admitted first may say who goes next (`length_buckets.py`)
+            self._leaves_own(request)
+        else:
+            self.remove(request)
         return request
 
     def remove(self, request: Request) -> bool:
         if not self._all.remove(request):
             return False
+        self._leaves_own(request)
+        return True
+
+    def _leaves_own(self, request: Request) -> None:
         queue = self._of[request.adapter]
         queue.remove(request)
         if not len(queue):
             del self._of[request.adapter]
-        return True
 
     def place(self, request: Request) -> tuple[float, ...]:
         return self._all.place(request)

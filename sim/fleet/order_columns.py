@@ -12,7 +12,8 @@ from ground.errors import UserError
 def with_order_columns(requests: pl.DataFrame, policies: Collection[str], ttft: float | None) -> pl.DataFrame:
     """The same requests with those of the columns `tenant` and `deadline` that the policies ask for, and no other.
 
-    A request without a deadline is due `ttft` seconds after its arrival, the scenario's `slo.ttft`, where there is one.
+    Where nobody has a deadline everybody is due `ttft` seconds after his arrival, the scenario's `slo.ttft`. The two do
+    not mix: a deadline is of the last token, the limit of the first.
 
     Raises:
         UserError: no request has what a policy asks for.
@@ -26,12 +27,11 @@ def with_order_columns(requests: pl.DataFrame, policies: Collection[str], ttft: 
         )
     if "earliest_deadline" not in policies:
         return requests.drop("deadline", strict=False)
-    if "deadline" not in requests.columns:
-        requests = requests.with_columns(deadline=pl.lit(None, pl.Float64))
-    requests = requests.with_columns(pl.col("deadline").fill_null(pl.lit(ttft, pl.Float64)))
-    if not requests["deadline"].count():
+    if "deadline" in requests.columns and requests["deadline"].count():
+        return requests
+    if ttft is None:
         raise UserError(
             "engine.scheduling_policy is earliest_deadline: found a trace without deadlines and no slo.ttft, expected "
             "one of them"
         )
-    return requests
+    return requests.with_columns(deadline=pl.lit(ttft, pl.Float64))

@@ -71,9 +71,9 @@ class Points:
         return [self._found[index] for index in asked]
 
     def _check_same(self, point: Point, setting: dict[str, Any]) -> None:
-        if point["setting"] != _plain(setting):
+        if point.get("setting") != _plain(setting):
             raise UserError(
-                f"{self._log}: point {point['point']} was simulated with {point['setting']}, now it has {setting}; "
+                f"{self._log}: point {point['point']} was simulated with {point.get('setting')}, now it has {setting}; "
                 "expected what wrote it to go on with it, or another folder"
             )
 
@@ -107,6 +107,12 @@ def run_point(scenario: dict[str, Any], index: int, setting: dict[str, Any]) -> 
     # The parts of a fleet refer to each other: few objects, for which Python would not look soon, and much memory.
     gc.collect(1)
     return {"point": index, "status": "ok", "error": None, "metrics": metrics}
+
+
+def table_cell(value: Any) -> Any:
+    """A value of a setting in a table of points. Mappings are text: as they are, a column would give each the keys of
+    all."""
+    return json.dumps(value, default=str) if isinstance(value, dict) else value
 
 
 def _plain(setting: dict[str, Any]) -> Any:

@@ -55,6 +55,8 @@ def _kv_in_host_memory(scenario: Scenario) -> Settings:
     others = (engine.session_retention, engine.speculative, engine.memory, engine.weight_offload, engine.pruning)
     one_engine = engine.data_parallel == engine.pipeline_parallel == 1 and scenario.fleet.disaggregation is None
     possible = one_engine and engine.enable_prefix_caching and engine.batching.policy == "continuous"
+    possible = possible and engine.prefill_policy == "mixed" and engine.capacity_policy == "max_utilization"
+    possible = possible and engine.scheduling_policy != "fair_share"
     possible = possible and engine.kv_offload is None and not any(others) and engine.host_bandwidth is not None
     blocks = engine.kv_blocks or 0  # how many are predicted is not known here
     return _if(possible and blocks > 0, {"engine.kv_offload.host_blocks": 4 * blocks})
@@ -73,7 +75,8 @@ def _session_priority(scenario: Scenario) -> Settings:
 
 
 def _async(scenario: Scenario) -> Settings:
-    return _if(not scenario.engine.async_scheduling, {"engine.async_scheduling": True})
+    engine = scenario.engine
+    return _if(not engine.async_scheduling and engine.speculative is None, {"engine.async_scheduling": True})
 
 
 def _larger_budget(scenario: Scenario) -> Settings:

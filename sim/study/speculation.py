@@ -52,6 +52,8 @@ def verify_latency(
         if "proposals" not in speculative.model_fields_set:
             note = f"not given: every lookup is taken to find something; {measures}"
             found.append(Assumption("engine.speculative.proposals", 1.0, "share", "assumed", note))
+        note = "every draft is as long as it may be; a lookup near the end of what it knows finds fewer tokens"
+        found.append(Assumption("engine.speculative.draft_length", speculative.tokens, "tokens", "assumed", note))
     latency = VerifyLatency(
         profile,
         model,

@@ -13,7 +13,7 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from ground.errors import UserError
 from ground.spec import Spec, check_spec, read_yaml
 from sim.results.metric_names import describe
-from sim.study.scenario import Scenario, absolute_path, make_scenario, scenario_of, with_absolute_paths
+from sim.study.scenario import Scenario, lookup, make_scenario, override, scenario_of, with_absolute_paths
 from traces.streams import stream
 
 
@@ -128,7 +128,9 @@ def load_study(path: Path) -> Study:
     return study.model_copy(
         update={
             "parameters": {
-                key: values if isinstance(values, Range) else [absolute_path(key, v, path.parent) for v in values]
+                key: values
+                if isinstance(values, Range)
+                else [absolute_setting({key: value}, path.parent)[key] for value in values]
                 for key, values in study.parameters.items()
             },
             "baseline": absolute_setting(study.baseline, path.parent),
@@ -157,7 +159,10 @@ def read_study(path: Path) -> dict[str, Any]:
 
 def absolute_setting(setting: dict[str, Any], base_dir: Path) -> dict[str, Any]:
     """Dotted keys whose paths no longer depend on where they are read."""
-    return {key: absolute_path(key, value, base_dir) for key, value in setting.items()}
+    return {
+        key: lookup(with_absolute_paths(override({}, {key: value}, ""), base_dir), key)
+        for key, value in setting.items()
+    }
 
 
 def known_key(key: str) -> bool:

@@ -19,7 +19,7 @@ from sim.results.folder import write_run
 from sim.results.metric_names import describe
 from sim.results.pareto import sweep_fronts
 from sim.results.sweep_report import write_sweep_report
-from sim.study.points import Point, run_points
+from sim.study.points import Point, run_points, table_cell
 from sim.study.scenario import Scenario, lookup
 from sim.study.simulate import simulate
 from sim.study.study import Study
@@ -122,13 +122,8 @@ def _points_table(study: Study, settings: list[dict[str, Any]], points: list[Poi
             parameters = study.scenario_of(setting).resolved()
         rows.append(
             {"point": point["point"]}
-            | {key: _cell(setting.get(key, lookup(parameters, key))) for key in study.parameters}
+            | {key: table_cell(setting.get(key, lookup(parameters, key))) for key in study.parameters}
             | {"status": point["status"], "error": point["error"]}
             | {name: point["metrics"].get(name) for name in names}
         )
     return pl.DataFrame(rows, infer_schema_length=None, strict=False)
-
-
-def _cell(value: Any) -> Any:
-    """Mappings as text: as they are, a column would give each the keys of all."""
-    return json.dumps(value) if isinstance(value, dict) else value

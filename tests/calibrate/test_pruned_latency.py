@@ -235,7 +235,7 @@ def test_a_cpu_without_its_attention_measured_is_refused() -> None:
     profile = replace(make_profile(), threads=2)
     for pruning, kind in ((replace(WHOLE, kv_dtype="int8"), "int8"), (replace(WHOLE, budget=32, recent=16), "heavy")):
         with pytest.raises(
-            UserError, match=f"no attention of {kind}.* expected a profile of simctl calibrate --pruning"
+            UserError, match=f"no attention of {kind}.* expected a profile of simctl calibrate run --pruning"
         ):
             PrunedLatency(profile, MODEL, use=use_of(pruning))
 

@@ -72,6 +72,12 @@ def test_on_a_cpu_each_sequence_that_verifies_is_a_prompt_of_its_own(prefills: W
     assert CPU.verify(prefills, verified) == pytest.approx(expected, rel=1e-9)
 
 
+def test_a_gpu_is_one_though_its_profile_says_how_many_threads_the_host_had() -> None:
+    profile = replace(make_profile(overhead=True), threads=1, device_memory=80 * 2**30)
+    latency = VerifyLatency(profile, MODEL, tokens=4, skew=False)
+    assert latency.verify([(64, 0)], [(3, 70), (1, 90)]) == GPU.verify([(64, 0)], [(3, 70), (1, 90)])
+
+
 def test_a_lookup_takes_its_seconds_a_sequence() -> None:
     assert GPU.drafting([], [(5, 100)] * 3, 3, 315) == pytest.approx(3e-3)
 

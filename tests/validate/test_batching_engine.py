@@ -27,7 +27,7 @@ WINDOWS = [
 ]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(traces(), configs(), st.booleans(), st.lists(st.integers(0, 2), min_size=14, max_size=14), st.data())
 def test_the_same_step_times_give_the_simulators_tables(trace, config, ahead, priorities, data):
     config = with_batching(config, data.draw(batchings(config.max_num_seqs)))

@@ -19,7 +19,7 @@ from validate.engine.clock import WallClock
 from validate.engine.engine import Engine
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=50)
 @given(traces(), configs(), st.booleans())
 def test_the_same_step_times_give_the_simulators_tables(trace, config, ahead):
     predicted = equal_replicas(trace.requests, config, StepTimes(), leap=False).run()

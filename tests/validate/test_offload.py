@@ -277,7 +277,7 @@ def tiers(draw):
     )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(sessions(closed_loop=False), offloading(), tiers())
 def test_the_same_step_and_copy_times_give_the_simulators_tables(requests, config, offload):
     config = config.model_copy(update={"kv_offload": offload, "async_scheduling": False})

@@ -23,7 +23,7 @@ from validate.engine.engine import Engine
 from validate.measure import Machine, measure_reference
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=18)
 @given(policy_configs(block_size=4, swap_blocks=0), tenant_traces(), st.booleans())
 def test_the_same_step_times_give_the_simulators_tables(
     config: EngineConfig, requests: pl.DataFrame, ahead: bool

@@ -40,7 +40,7 @@ def longest_match(tokens: list[int], least: int, longest: int) -> int | None:
     return None
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=40), st.data())
 def test_a_lookup_finds_the_first_of_the_longest_runs(tokens: list[int], data: st.DataObject) -> None:
     least = data.draw(st.integers(1, 3))
@@ -220,7 +220,7 @@ class DrawingEngine(Engine):
         return speculation
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(traces(), configs(), st.integers(1, 5), st.sampled_from([0.3, 0.9]), st.sampled_from([0.5, 1.0]))
 def test_the_same_luck_gives_the_simulators_tables(trace, config, tokens, acceptance, proposals) -> None:
     config = speculating(

@@ -353,7 +353,7 @@ class Engine:
     def _warm_up(self, longest: int) -> None:
         """Steps of the shapes to come, so that no timed step pays for the first use of a kernel.
 
-        They write into KV blocks that no request holds yet. `longest`: tokens of the longest request to come.
+        They write into KV blocks that no request holds yet. `longest`: tokens of the longest prompt to come.
         """
         config = self.config
         blocks = list(range(config.kv_blocks))

@@ -37,11 +37,13 @@ class AdaptiveWindow:
         self._gap: float | None = None  # average seconds between two arrivals
 
     def arrived(self, request: Request) -> None:
-        if self._last is not None:
-            gap = max(0.0, request.arrival - self._last)  # one that was sent anew may have arrived long ago
-            smoothing = self._settings.smoothing
-            self._gap = gap if self._gap is None else smoothing * gap + (1.0 - smoothing) * self._gap
-        self._last = request.arrival
+        if self._last is None:
+            self._last = request.arrival
+            return
+        gap = max(0.0, request.arrival - self._last)  # one that was sent anew may have arrived long ago
+        smoothing = self._settings.smoothing
+        self._gap = gap if self._gap is None else smoothing * gap + (1.0 - smoothing) * self._gap
+        self._last = max(self._last, request.arrival)
 
     def opens(self, oldest: float) -> float:
         return oldest + self.timeout

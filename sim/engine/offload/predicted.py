@@ -17,7 +17,7 @@ class Predicted:
 
     step_times: StepTimes
     chunk: int
-    disk_read: Callable[[int], float] = lambda blocks: 0.0
+    disk_read: Callable[[int], float]
 
     def recompute(self, start: int, end: int) -> float:
         """Seconds of the steps that compute the tokens from `start` to `end` of one request."""

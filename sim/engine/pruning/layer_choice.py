@@ -25,9 +25,14 @@ class LayerChoice(Spec):
         """The layers of a model, rising.
 
         Raises:
-            UserError: the model has no such layer; names the `key`.
+            UserError: the model has no such layer, or fewer than `every`; names the `key`.
         """
         if self.every is not None:
+            if self.every > model.layers:
+                raise UserError(
+                    f"engine.pruning.{key}.every is {self.every}; expected at most the {model.layers} layers of "
+                    f"{model.name}"
+                )
             return list(range(self.every - 1, model.layers, self.every))
         assert self.layers is not None
         check_layers(self.layers, model, f"{key}.layers")

@@ -16,7 +16,7 @@ from sim.engine.pruning.layer_choice import LayerChoice
 
 class SkipLayers(LayerChoice):
     def prune(self, pruning: Pruning, model: ModelShape) -> Pruning:
-        """Raises UserError: no such layer, or none is left."""
+        """Raises UserError: no such layer, fewer than `every`, or none is left."""
         skipped = frozenset(self.of(model, "skip_layers"))
         if len(skipped) == model.layers:
             raise UserError(f"engine.pruning.skip_layers names all layers of {model.name}; expected one that runs")

@@ -11,5 +11,5 @@ from sim.engine.pruning.layer_choice import LayerChoice
 
 class SkipMlp(LayerChoice):
     def prune(self, pruning: Pruning, model: ModelShape) -> Pruning:
-        """Raises UserError: no such layer."""
+        """Raises UserError: no such layer, or fewer than `every`."""
         return replace(pruning, without_mlp=frozenset(self.of(model, "skip_mlp")))

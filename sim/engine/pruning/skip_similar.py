@@ -15,6 +15,7 @@ from pydantic import Field
 
 from calibrate.model import ModelShape
 from calibrate.pruning import Pruning
+from ground.errors import UserError
 from ground.spec import Spec
 from sim.engine.pruning.shares import Shares
 
@@ -29,4 +30,9 @@ class SkipSimilar(Spec):
     )
 
     def prune(self, pruning: Pruning, model: ModelShape) -> Pruning:
+        """Raises UserError: the model has no layer `first`."""
+        if self.first >= model.layers:
+            raise UserError(
+                f"engine.pruning.skip_similar.first is {self.first}; {model.name} has layers 0 to {model.layers - 1}"
+            )
         return replace(pruning, similarity=self.similarity, first=self.first)

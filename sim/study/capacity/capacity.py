@@ -113,9 +113,14 @@ def open_capacity_folder(study: CapacityStudy, folder: Path) -> None:
     """Make `folder` that of `study`, unless it is already.
 
     Raises:
-        UserError: it holds something else; a variant makes no scenario, or one whose replicas cannot be counted.
+        UserError: it holds something else; a variant sets what is varied here, makes no scenario, or one whose replicas
+            cannot be counted.
     """
+    varied = ("seed",) if study.rate is None else ("seed", "fleet.replicas")
     for variant in study.variants:
+        for key in varied:
+            if key in variant:
+                raise UserError(f"{key} is varied and is set for every run; expected other keys")
         scenario = scenario_of(study.scenario, variant)
         if study.rate is not None:
             _check_replicas_count(scenario)

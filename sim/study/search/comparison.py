@@ -66,9 +66,8 @@ def broken(found: Found, number: int) -> list[str]:
 def seeds_draw_nothing(found: Found) -> bool:
     """Whether every seed gives the same: intervals are then points, and say nothing of another trace."""
     trials = [trial for trial in found.fresh.values() if trial.status == "ok"]
-    return found.study.seeds > 1 and all(
-        len(set(values)) == 1 for trial in trials for name, values in trial.values.items() if name in _LATENCIES
-    )
+    latencies = [values for trial in trials for name, values in trial.values.items() if name in _LATENCIES]
+    return found.study.seeds > 1 and bool(latencies) and all(len(set(values)) == 1 for values in latencies)
 
 
 _LATENCIES = ("ttft.mean", "e2e.mean", "duration")

@@ -37,7 +37,7 @@ class Found:
     audited: list[int] = field(default_factory=list)
     missed: list[int] = field(default_factory=list)  # of those, the ones that would have won
     fresh: dict[int, Trial] = field(default_factory=dict)
-    requests: int = 0  # that the search simulated, parts included
+    requests: int = 0  # simulated of proposed points, parts included; not of baseline, audit and fresh seeds
 
     @property
     def baseline(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ QUALITY: dict[str, Metric] = {
     "quality.perplexity_ratio": Metric("Perplexity over the unpruned model's", "share", "smaller"),
 }
 BOUNDS = ("low", "high")  # the ends of an estimate's interval: quality.top1.low
+
+_LAST_DIGITS = 1e-12  # a mean of equal values differs from them by no more
 
 _OBJECTIVE = re.compile(r"(?:(min|max)\s+)?(\S+)")
 _CONSTRAINT = re.compile(r"(\S+?)\s*(<=|>=)\s*(\S+)")
@@ -52,6 +55,8 @@ class Constraint:
         A value that there is not, such as a percentile of no requests, misses it wholly."""
         if value is None:
             return 1.0
+        if math.isclose(value, self.limit, rel_tol=_LAST_DIGITS):
+            return 0.0
         beyond = value - self.limit if self.bound == "<=" else self.limit - value
         return max(0.0, beyond) / (abs(self.limit) or 1.0)
 

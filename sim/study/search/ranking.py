@@ -10,9 +10,6 @@ from sim.results.pareto import pareto_front
 from sim.study.search.objectives import Constraint, Objective
 from sim.study.search.trials import Trial
 
-# Sums of ten shares of a limit that are met differ from zero in the last digits only.
-_KEPT = 1e-12
-
 
 def costs_of(trial: Trial, objectives: Sequence[Objective]) -> list[float]:
     """The objectives of a trial that ended well, as costs: less is better."""
@@ -20,6 +17,7 @@ def costs_of(trial: Trial, objectives: Sequence[Objective]) -> list[float]:
 
 
 def violation(trial: Trial, constraints: Sequence[Constraint]) -> float:
+    """By how much a trial misses them all together, in shares of their limits; 0 where it keeps to each."""
     return sum(trial.violations(constraints).values())
 
 
@@ -28,7 +26,7 @@ def feasible(trials: Mapping[int, Trial], constraints: Sequence[Constraint]) -> 
     return [
         number
         for number, trial in trials.items()
-        if trial.status == "ok" and trial.share == 1.0 and violation(trial, constraints) <= _KEPT
+        if trial.status == "ok" and trial.share == 1.0 and violation(trial, constraints) == 0
     ]
 
 
@@ -49,13 +47,13 @@ def ranked(trials: Sequence[Trial], objectives: Sequence[Objective], constraints
     places = [place for place, trial in enumerate(trials) if trial.status == "ok"]
     missed = {place: violation(trials[place], constraints) for place in places}
     order: list[int] = []
-    left = [place for place in places if missed[place] <= _KEPT]
+    left = [place for place in places if missed[place] == 0]
     while left:
         costs = np.array([costs_of(trials[place], objectives) for place in left])
         rows = pareto_front(costs, ["smaller"] * len(objectives))
         order += [left[row] for row in rows]
         left = [place for place in left if place not in order]
-    return order + sorted((place for place in places if missed[place] > _KEPT), key=lambda place: missed[place])
+    return order + sorted((place for place in places if missed[place] > 0), key=lambda place: missed[place])
 
 
 def chosen(numbers: Sequence[int], count: int) -> list[int]:

@@ -265,10 +265,12 @@ def _how(found: Found) -> list[str]:
             f"to their end would have taken {digits(whole)}."
         )
     if found.audited:
-        limit = share_at_most(len(found.missed), len(found.audited))
+        limit = share_at_most(len(found.missed), len(found.audited), study.confidence)
+        level = share(study.confidence).replace(".0 %", " %")
         lines.append(
             f"{len(found.audited)} of the stopped, drawn at random, were simulated whole afterwards: "
-            f"{len(found.missed)} would have won. At 95 % confidence at most {share(limit)} of all stopped would have."
+            f"{len(found.missed)} would have won. At {level} confidence at most {share(limit)} of all stopped would "
+            "have."
         )
     elif stopped:
         lines.append("How often a stopped point would have won is not known: stop_early.audit is 0.")

@@ -15,6 +15,7 @@ from ground.whole_file import whole_file
 from sim.results.folder import write_run
 from sim.results.metric_names import METRICS
 from sim.study.intervals import Interval, share_at_most
+from sim.study.points import table_cell
 from sim.study.scenario import lookup
 from sim.study.search.comparison import broken, comparisons
 from sim.study.search.explore import BASELINE, Found
@@ -62,7 +63,7 @@ def points_table(found: Found) -> pl.DataFrame:
                     means[name] = trial.mean(name)
         rows.append(
             {"point": number}
-            | {key: trial.setting.get(key, lookup(defaults, key)) for key in found.study.parameters}
+            | {key: table_cell(trial.setting.get(key, lookup(defaults, key))) for key in found.study.parameters}
             | {"status": trial.status, "share": trial.share, "error": trial.error, "constraints.kept": kept}
             | means
         )
@@ -89,7 +90,7 @@ def _as_json(found: Found) -> dict[str, Any]:
     counts = [trial.status for trial in found.trials.values()]
     audit = None
     if found.audited:
-        limit = share_at_most(len(found.missed), len(found.audited))
+        limit = share_at_most(len(found.missed), len(found.audited), found.study.confidence)
         audit = {"points": found.audited, "would_have_won": found.missed, "share_at_most": limit}
     return {
         "objectives": [str(each) for each in found.study.wanted],

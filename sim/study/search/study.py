@@ -140,9 +140,13 @@ def load_search(path: Path) -> SearchStudy:
 def _absolute(key: str, given: Any, base_dir: Path) -> Any:
     if isinstance(given, list):
         return [absolute_setting({key: value}, base_dir)[key] for value in given]
+    when = {
+        other: _absolute(other, allowed if isinstance(allowed, list) else [allowed], base_dir)
+        for other, allowed in given.when.items()
+    }
     if isinstance(given, Choice):
-        return given.model_copy(update={"values": _absolute(key, given.values, base_dir)})
-    return given
+        return given.model_copy(update={"values": _absolute(key, given.values, base_dir), "when": when})
+    return given.model_copy(update={"when": when})
 
 
 def _each(parse: Any, texts: Sequence[str]) -> None:

@@ -107,6 +107,14 @@ def test_the_first_of_those_who_may_run_is_taken(policy: Any) -> None:
     assert admitted(scheduler) == [0, 1, 3]
 
 
+def test_a_bucket_has_its_turn_whatever_the_adapters() -> None:
+    config = EngineConfig(kv_blocks=100, max_loras=2, scheduling_policy="length_buckets")
+    scheduler = Scheduler(config)
+    for number, (prompt, adapter) in enumerate([(8, "a"), (100, "a"), (8, "b")]):
+        scheduler.add(Request(number, 0.0, prompt, 3, adapter=adapter))
+    assert admitted(scheduler) == [0, 2, 1]
+
+
 def test_an_arrival_behind_those_who_are_passed_over_may_run_at_once() -> None:
     """What cuts a leap: `add` says whether the next step may differ."""
     scheduler = Scheduler(EngineConfig(kv_blocks=100, max_loras=1))

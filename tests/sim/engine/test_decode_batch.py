@@ -106,5 +106,5 @@ class BatchMachine(RuleBasedStateMachine):
         assert self.batch.horizon(free) == reach
 
 
-BatchMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+BatchMachine.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
 TestBatch = BatchMachine.TestCase

@@ -30,7 +30,7 @@ from traces.reuse import prefix_reuse
 from traces.table import Trace
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(conversations(), offloading(), st.booleans())
 def test_leap_equals_step(trace: pl.DataFrame, config: EngineConfig, law: bool) -> None:
     leapt, stepped = (offloaded(trace, config, leap=leap, law=law).run() for leap in (True, False))

@@ -159,6 +159,8 @@ def test_shares_are_read_where_they_were_measured(tmp_path: Path) -> None:
         ),
         ({"skip_layers": {"layers": list(range(32))}}, {}, "names all layers of Llama-3.1-8B; expected one that runs"),
         ({"skip_mlp": {"layers": [-1, 4]}}, {}, "skip_mlp.layers names layer -1"),
+        ({"skip_layers": {"every": 40}}, {}, "skip_layers.every is 40; expected at most the 32 layers"),
+        ({"skip_similar": {"similarity": 0.9, "first": 32, "shares": FALLING}}, {}, "skip_similar.first is 32"),
         ({"shared_kv": {"group": 40}}, {}, "shared_kv.group is 40; expected at most the 32 layers"),
         ({"early_exit": {"layers": [31]}}, {}, "names layer 31; expected layers that run, and not the last"),
         (

@@ -269,6 +269,8 @@ def test_it_goes_on_and_workers_change_nothing(tmp_path: Path) -> None:
     [
         ({"rate": 5.0, "scenario": {**SCENARIO, "fleet": {"sites": {"a": {}}}}}, "fleet.sites"),
         ({"variants": [{"engine.max_num_seqs": 0}]}, "engine.max_num_seqs"),
+        ({"variants": [{"seed": 1}]}, "seed is varied and is set for every run"),
+        ({"rate": 5.0, "variants": [{}, {"fleet.replicas": 2}]}, "fleet.replicas is varied and is set for every run"),
         ({"scenario": {**SCENARIO, "engine": {"kv_blocks": 2}}}, "under seed 0: .*can never run"),
     ],
 )

@@ -317,13 +317,19 @@ def test_paths_start_at_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir("/")
     changes = {
         "traces": [{"file": "a.csv"}, {"file": "/far/b.csv"}],
-        "parameters": {"profile": {"values": ["study.yaml", "datasheet:l40s"], "when": {}}},
+        "parameters": {
+            "profile": {"values": ["study.yaml", "datasheet:l40s"], "when": {}},
+            "engine.kv_blocks": {"values": [100], "when": {"profile": "study.yaml"}},
+            "engine.speculative": [{"method": "draft", "draft_profile": "study.yaml"}],
+        },
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(GRID | changes))
     made = load_search(tmp_path / "study.yaml")
     assert [trace["file"] for trace in made.traces] == [str(tmp_path / "a.csv"), "/far/b.csv"]
-    profiles = [setting["profile"] for setting in made.space.settings()]
-    assert profiles == [str(tmp_path / "study.yaml"), "datasheet:l40s"]
+    settings, here = list(made.space.settings()), str(tmp_path / "study.yaml")
+    assert [setting["profile"] for setting in settings] == [here, "datasheet:l40s"]
+    assert ["engine.kv_blocks" in setting for setting in settings] == [True, False]
+    assert all(setting["engine.speculative"]["draft_profile"] == here for setting in settings)
 
 
 @pytest.mark.usefixtures("quick")

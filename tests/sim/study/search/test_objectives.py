@@ -94,6 +94,11 @@ def test_a_limit_is_missed_by_a_share_of_itself(bound: str, limit: float, value:
         assert constraint.violation(value) == pytest.approx(abs(value - limit) / abs(limit))
 
 
+def test_a_mean_that_is_off_in_its_last_digit_keeps_to_the_limit() -> None:
+    mean = math.nextafter(0.9, 0.0)
+    assert mean < 0.9 and Constraint("slo.attainment", ">=", 0.9).violation(mean) == 0.0
+
+
 def test_costs_are_less_where_it_is_better() -> None:
     wanted = (Objective("ttft.p99", "min"), Objective("goodput.requests", "max"))
     assert objectives_of({"ttft.p99": 2.0, "goodput.requests": 3.0}, wanted) == (2.0, -3.0)
