@@ -323,7 +323,7 @@ def test_paths_start_at_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             "engine.speculative": [{"method": "draft", "draft_profile": "study.yaml"}],
         },
     }
-    (tmp_path / "study.yaml").write_text(yaml.safe_dump(GRID | changes))
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(GRID | changes, sort_keys=False))
     made = load_search(tmp_path / "study.yaml")
     assert [trace["file"] for trace in made.traces] == [str(tmp_path / "a.csv"), "/far/b.csv"]
     settings, here = list(made.space.settings()), str(tmp_path / "study.yaml")
