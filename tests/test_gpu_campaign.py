@@ -1,7 +1,4 @@
-"""The GPU campaign at toy size on the CPU: the same code, without the packages that a bare machine lacks.
-
-A whole one takes a minute, so what needs it is `slow`.
-"""
+"""The GPU campaign at toy size on the CPU: the same code, without the packages that a bare machine lacks."""
 
 from __future__ import annotations
 
@@ -49,7 +46,7 @@ def run_campaign(out: Path, bare: Path, *arguments: str) -> subprocess.Completed
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The folder of a whole campaign, and that of the import blocker."""
+    """The folder of a whole campaign, and that of the import blocker; it takes a minute, so what needs it is `slow`."""
     out, bare = tmp_path_factory.mktemp("campaign") / "out", tmp_path_factory.mktemp("bare")
     ran = run_campaign(out, bare)
     assert ran.returncode == 0, ran.stderr
