@@ -38,8 +38,8 @@ policies: install
 	$(BIN)/simctl validate quality examples/policies/pruning.yaml -o runs/policies/quality
 	for study in $(STUDIES); do \
 	$(BIN)/simctl search examples/policies/$$study.yaml -o runs/policies/$$study || exit 1; done
-	$(BIN)/simctl validate winners $(STUDIES:%=runs/policies/%) --threads 1 --top 2 -o runs/policies/winners
 	$(BIN)/python examples/policies/speculation.py runs/policies/model runs/policies/profile
+	$(BIN)/simctl validate winners $(STUDIES:%=runs/policies/%) --threads 1 --top 2 -o runs/policies/winners
 
 test: lint types unit
 
