@@ -94,6 +94,11 @@ class Profile:
         return self.device_memory is None
 
     @property
+    def measured_on_cpu(self) -> bool:
+        """Not so of a GPU whose imported figures leave the memory open; a GPU's measured ones name threads too."""
+        return self.is_cpu and self.threads is not None
+
+    @property
     def shape(self) -> ModelShape:
         """The model.
 

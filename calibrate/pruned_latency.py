@@ -184,7 +184,7 @@ class PrunedLatency(StepLatency):
             note = "attention of what is kept, as measured"
             self.assumptions.append(Assumption(f"kernel.attention.{kind}", "measured", "", source_of(profile), note))
             return measured.filter(pl.col("kind") == kind), 1.0
-        if profile.is_cpu and profile.threads is not None:  # some GPUs' imported figures leave the memory open
+        if profile.measured_on_cpu:
             raise UserError(
                 f"profile {profile.name}: no attention of {kind} was measured, and a CPU's is not a matter of bytes; "
                 "expected a profile of simctl calibrate run --pruning"

@@ -50,8 +50,7 @@ class VerifyLatency(StepLatency):
         if draft is not None:
             draft.extrapolated = self.extrapolated
         self.lookup_seconds = lookup_seconds
-        # Some GPUs' imported figures leave the memory open, and a GPU's measured ones name the host's threads.
-        self._one_call_each = profile.is_cpu and profile.threads is not None
+        self._one_call_each = profile.measured_on_cpu
         chunk, cached = self.prefill.keys[-1], self.prefill.curves[-1].high
         self._pair_seconds = self.prefill(chunk, cached) / prefill_work(chunk, cached)
         note = (

@@ -229,6 +229,11 @@ class EngineLimits(Spec):
                 raise ValueError(f"session_retention is given and data_parallel is {self.data_parallel}; expected 1")
         return self
 
+    @property
+    def most_tokens(self) -> int | None:
+        """Tokens of one sequence that are held at most; None: all of them."""
+        return None if self.pruning is None else self.pruning.most_tokens(self.block_size)
+
 
 class EngineConfig(EngineLimits):
     """The same, with the size of the block pool."""

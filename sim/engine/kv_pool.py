@@ -50,7 +50,7 @@ def make_pool(config: EngineConfig) -> KvPool:
         return NoPool(blocks)
     if config.kv_reservation != "paged":
         return ContiguousPool(blocks, config.block_size, config.kv_reservation, config.max_model_len)
-    if config.pruning is not None and (most := config.pruning.most_tokens(config.block_size)) is not None:
+    if config.pruning is not None and (most := config.most_tokens) is not None:
         window = config.pruning.window
         return CappedPool(blocks, config.block_size, most, window.sinks if window is not None else 0)
     if config.kv_offload is not None:

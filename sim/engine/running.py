@@ -56,12 +56,13 @@ class RunningRequests:
         if config.speculative is not None:
             self.speculation = SpeculativeBatch(self.pool, self._size, config.speculative, spread=spread)
         # Tokens that one sequence holds at most.
-        most = None if config.pruning is None else config.pruning.most_tokens(self._size)
+        most = config.most_tokens
         self._most = sys.maxsize if most is None else most
         # The others, but for the ended.
-        self._batch = self.speculation or DecodeBatch(self.pool, self._size, spread=spread, service=self._service)
         if most is not None:
-            self._batch = CappedBatch(self.pool, self._size, most, service=self._service)
+            self._batch: DecodeBatch = CappedBatch(self.pool, self._size, most, service=self._service)
+        else:
+            self._batch = self.speculation or DecodeBatch(self.pool, self._size, spread=spread, service=self._service)
         self._admissions = 0
         self._budget = config.max_num_batched_tokens  # of the next step
         self._chunk_limit = config.long_prefill_token_threshold or config.max_num_batched_tokens

@@ -26,7 +26,7 @@ def check_fit(requests: pl.DataFrame, engine: EngineConfig) -> None:
         )
     # The last token is never computed, so it needs no place.
     budget, pool = engine.max_num_batched_tokens, (engine.kv_blocks - engine.reserved_blocks) * engine.block_size
-    most = None if engine.pruning is None else engine.pruning.most_tokens(engine.block_size)
+    most = engine.most_tokens
     if not engine.enable_chunked_prefill and (budget < pool or most is not None or not engine.kv_cache):
         what = f"max_num_batched_tokens is {budget} and chunked prefill is off"
         _refuse(requests.filter(tokens - 1 > budget), what)

@@ -38,6 +38,6 @@ class BatchMemory:
         if config.kv_reservation != "paged":
             return reserved_slots(config.kv_reservation, prompt, output, config.max_model_len)
         tokens, size = prompt + output - 1, config.block_size  # the last token is never computed
-        if config.pruning is not None and (most := config.pruning.most_tokens(size)) is not None:
+        if (most := config.most_tokens) is not None:
             tokens = min(tokens, most)
         return -(-tokens // size) * size

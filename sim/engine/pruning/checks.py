@@ -20,7 +20,7 @@ def check_pruning(limits: EngineLimits) -> None:
         "speculative is given": limits.speculative is not None,
     }
     _refuse("pruning", others)
-    most = pruning.most_tokens(limits.block_size)
+    most = limits.most_tokens
     if most is None:
         return
     name = "window" if pruning.window is not None else "heavy_hitters"
