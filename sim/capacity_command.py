@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ground.errors import UserError
+from sim.workers_options import workers_of, workers_options
 
 # What only the work itself needs is imported there: a command should begin at once.
 
@@ -38,9 +39,7 @@ from ground.errors import UserError
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
     help="Of a rate, as a share of it.",
 )
-@click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one a core.")
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Where the runs are simulated.")
-@click.option("--address", help="Of the Ray cluster's head; default: the one that RAY_ADDRESS or this machine names.")
+@workers_options
 def capacity(
     scenario: Path, output: Path | None, rate: float | None, settings: tuple[str, ...], vary: tuple[str, ...], by: str,
     seeds: int, tolerance: float, workers: int | None, engine: str, address: str | None,
@@ -52,7 +51,6 @@ def capacity(
     from sim.study.capacity.capacity import capacity as find
     from sim.study.capacity.report import print_capacity, write_capacity
     from sim.study.scenario import make_scenario, override, parse_override, with_absolute_paths
-    from sim.workers_options import workers_of
 
     overrides = dict(parse_override(text) for text in settings)
     data = read_yaml(scenario)

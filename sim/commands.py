@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ground.folder import refuse_existing
+from sim.workers_options import workers_of, workers_options
 
 # What only one command needs, or only at its end, is imported there: a command should begin at once.
 
@@ -39,9 +40,7 @@ def run(scenario: Path, output: Path | None, settings: tuple[str, ...], force: b
 @click.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write, or to go on in.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one a core.")
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Where the points are simulated.")
-@click.option("--address", help="Of the Ray cluster's head; default: the one that RAY_ADDRESS or this machine names.")
+@workers_options
 def sweep(study: Path, output: Path, workers: int | None, engine: str, address: str | None) -> None:
     """Simulate every point of STUDY; the same command goes on where it was interrupted."""
     from ground.progress import progress_bar
@@ -49,7 +48,6 @@ def sweep(study: Path, output: Path, workers: int | None, engine: str, address: 
     from sim.results.terminal import print_winners
     from sim.study import sweep as sweeps
     from sim.study.study import load_study
-    from sim.workers_options import workers_of
 
     loaded = load_study(study)
     total = len(loaded.settings())

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
+from sim.workers_options import workers_of, workers_options
+
 # What only the work itself needs is imported there: a command should begin at once.
 
 
 @click.command()
 @click.argument("study", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write, or to go on in.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes; default: one a core.")
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", help="Where the runs are simulated.")
-@click.option("--address", help="Of the Ray cluster's head; default: the one that RAY_ADDRESS or this machine names.")
+@workers_options
 def search(study: Path, output: Path, workers: int | None, engine: str, address: str | None) -> None:
     """Look for the best settings of STUDY's scenario; the same command goes on where it was interrupted."""
     from ground.progress import progress_bar
@@ -22,7 +22,6 @@ def search(study: Path, output: Path, workers: int | None, engine: str, address:
     from sim.study.search.results import write_search
     from sim.study.search.study import load_search
     from sim.study.search.terminal import print_search
-    from sim.workers_options import workers_of
 
     loaded = load_search(study)
     searches.open_search_folder(loaded, output)
