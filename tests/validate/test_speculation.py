@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 from real_engine_runs import TINY, VOCABULARY, configs, greedy_without_cache, make_trace, traces
 from speculative_runs import LinearVerifyTimes, speculating
+from tiny_model_config import CONFIG
 
 from calibrate.block_swap import BlockSwap
 from calibrate.decoder import Decoder, SequenceInput
@@ -263,19 +264,7 @@ def test_a_draft_model_is_the_simulators_alone() -> None:
 
 def test_from_the_command_line_to_the_simulator(tmp_path) -> None:
     """What a measured run writes is what a scenario takes, key by key."""
-    config = {
-        "model_type": "llama",
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "vocab_size": 128,
-        "max_position_embeddings": 256,
-        "torch_dtype": "float32",
-    }
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     length = {name: {"distribution": "constant", "value": value} for name, value in (("prompt", 20), ("output", 40))}
     scenario = {
         "trace": {"synth": {"requests": 3, "arrivals": {"process": "constant", "rate": 100}, "lengths": length}},

@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 import torch
 from click.testing import CliRunner
+from tiny_model_config import CONFIG
 
 from sim.results.folder import read_run
 from sim.results.tables import REQUESTS, STEPS
@@ -19,18 +20,6 @@ from validate import measure
 from validate.measure import is_measured, read_measurement
 
 REQUESTS_IN_TRACE = 6
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 8,
-    "vocab_size": 128,
-    "max_position_embeddings": 256,
-    "torch_dtype": "float32",
-}
 SCENARIO = """\
 trace:
   synth:
